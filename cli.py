@@ -1,0 +1,3 @@
+from sam_inspect.cli import main
+
+main()

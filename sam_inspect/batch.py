@@ -1,0 +1,197 @@
+"""A list of images through an Inspector into an out folder: results, pictures, report, and where to resume."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from sam_inspect.errors import UsageError
+from sam_inspect.images import read_image
+from sam_inspect.pipeline import Inspector
+from sam_inspect.progress import Progress
+from sam_inspect.records import Inspection
+from sam_inspect.report.page import write_page
+from sam_inspect.report.pictures import PictureWriter
+from sam_inspect.report.writers import ResultsLog, fingerprint, write_coco, write_summary
+
+SAVE = ("results", "overlays", "masks", "maps", "report")
+DEFAULT_SAVE = frozenset({"results", "overlays", "masks", "report"})
+WAITING_PER_JOB = 4
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSummary:
+    """What a run over many images came to.
+
+    Attributes:
+        inspected: images that this run inspected.
+        resumed: images that an earlier run had inspected with the same recipe and settings.
+        passed, failed, errors: verdicts over both.
+        seconds: time of this run, without loading the networks.
+        page: the report; None where it was not wanted.
+    """
+
+    inspected: int
+    resumed: int
+    passed: int
+    failed: int
+    errors: int
+    seconds: float
+    page: Path | None
+
+    def exit_status(self, fail_on_defect: bool) -> int:
+        """1 when an image could not be read, else 3 when a part failed and that is asked for, else 0.
+
+        Unread images come first: a station must not take a part that nobody looked at for one that was judged.
+        """
+        if self.errors:
+            return 1
+        return 3 if fail_on_defect and self.failed else 0
+
+    def as_row(self) -> dict[str, str]:
+        """A table's one row, by column."""
+        counts = (self.inspected, self.resumed, self.passed, self.failed, self.errors)
+        names = ("inspected", "resumed", "pass", "fail", "errors")
+        rate = f"{self.inspected / self.seconds:.1f}" if self.inspected else "-"
+        return {name: str(count) for name, count in zip(names, counts, strict=True)} | {"images/s": rate}
+
+
+def parse_save(text: str) -> frozenset[str]:
+    """`results,masks` as a set of words of `SAVE`. Raises UsageError, naming the nearest."""
+    words = frozenset(word.strip() for word in text.split(",") if word.strip())
+    for word in sorted(words - set(SAVE)):
+        nearest = difflib.get_close_matches(word, SAVE, n=1)
+        remedy = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(SAVE)}"
+        raise UsageError(f"--save {word}: no such output", remedy)
+    return words
+
+
+def inspect_folder(
+    inspector: Inspector,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    progress: Progress,
+    save: frozenset[str] = DEFAULT_SAVE,
+    jobs: int = 2,
+    settings: str = "",
+) -> BatchSummary:
+    """Inspects what of `images` is missing or changed in `out`, and writes everything that `save` names.
+
+    results.jsonl is written whatever `save` says: it is what a later run resumes from. An image counts as done only
+    when its pictures are on disk. Pictures that lie in `out` itself are left out: they are an earlier run's.
+
+    Args:
+        inspector: what inspects.
+        images: files, in the order of the results.
+        out: the folder, made where it is missing.
+        progress: shows how far it is.
+        save: words of `SAVE`.
+        jobs: threads that write pictures beside the model.
+        settings: what else results depend on (the boxes given, say): another text inspects everything anew.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full. What was done until then stays.
+    """
+    start = time.monotonic()
+    names = [str(image) for image in images if not image.absolute().is_relative_to(out.absolute())]
+    with ResultsLog(out) as results:
+        for problem in results.problems:
+            log.warning(problem)
+        pictures = PictureWriter(out, save, results.names(names))
+        run = _Run(inspector, results, pictures, settings + _settings(inspector))
+        todo = [name for name in names if not run.is_done(name)]
+        run.inspect(todo, jobs, progress)
+        inspections = results.finish(names)
+    page = _conclude(inspector, inspections, pictures, save)
+    verdicts = Counter(inspection.verdict for inspection in inspections)
+    counts = (verdicts["pass"], verdicts["fail"], verdicts["error"])
+    return BatchSummary(len(todo), len(names) - len(todo), *counts, time.monotonic() - start, page)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One run into one out folder; `settings` is what its results depend on beside the image."""
+
+    inspector: Inspector
+    results: ResultsLog
+    pictures: PictureWriter
+    settings: str
+
+    def is_done(self, image: str) -> bool:
+        with_map = self.inspector.recipe is not None
+        mark = fingerprint(image, self.settings)
+        return self.results.is_done(image, mark) and self.pictures.is_complete(image, with_map=with_map)
+
+    def inspect(self, images: Sequence[str], jobs: int, progress: Progress) -> None:
+        # Taken before a file is read: one that changes meanwhile is inspected again by the next run.
+        marks = {image: fingerprint(image, self.settings) for image in images}
+        found = self.inspector.inspect_many([Path(image) for image in images])
+        with _beside(jobs) as start:
+            for inspection in progress(found, "inspect", len(images)):
+                if inspection.error is not None:
+                    log.warning(inspection.error)
+                start(self._keep, inspection, marks[inspection.image])
+
+    def _keep(self, inspection: Inspection, mark: str) -> None:
+        drawn = inspection.verdict != "error" and self.pictures.save
+        self.pictures.write(read_image(inspection.image) if drawn else None, inspection)
+        self.results.append(inspection, mark)
+
+
+@contextmanager
+def _beside(jobs: int) -> Iterator[Callable[..., None]]:
+    """A function that starts work in `jobs` threads; it waits when much is waiting, and raises what work raised."""
+    waiting: deque[Future[None]] = deque()
+    pool = ThreadPoolExecutor(jobs, thread_name_prefix="pictures")
+
+    def start(work: Callable[..., None], *arguments: object) -> None:
+        waiting.append(pool.submit(work, *arguments))
+        while len(waiting) > jobs * WAITING_PER_JOB or (waiting and waiting[0].done()):
+            waiting.popleft().result()
+
+    try:
+        yield start
+        while waiting:
+            waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _settings(inspector: Inspector) -> str:
+    """Text that differs whenever the same image could get another result."""
+    digest = hashlib.sha256()
+    if inspector.recipe is not None:
+        for path in sorted(inspector.recipe.folder.glob("*.safetensors")):
+            digest.update(path.read_bytes())
+    parts = (version("sam-inspect"), inspector.config.model_dump_json(), repr(inspector.threshold), digest.hexdigest())
+    return "\n".join(parts)
+
+
+def _conclude(
+    inspector: Inspector, inspections: Sequence[Inspection], pictures: PictureWriter, save: frozenset[str]
+) -> Path | None:
+    """The files that are about all images together; the report's path where it is wanted."""
+    if "results" in save:
+        write_summary(pictures.out, inspections)
+        write_coco(pictures.out, inspections)
+    if "report" not in save:
+        return None
+    recipe = inspector.recipe
+    return write_page(
+        pictures.out,
+        inspections,
+        calibration_scores=recipe.calibration_scores if recipe else None,
+        recipe_name=recipe.folder.name if recipe else None,
+        names=pictures.names,
+    )

@@ -1,0 +1,167 @@
+"""The command `sam-inspect`: one function a command, the library imported inside it so that `--help` is quick."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sam_inspect.console import RESUME, say, session, table
+
+app = typer.Typer(
+    name="sam-inspect",
+    help="Finds defects in camera images, outlines them with SAM, measures them, and says pass or fail.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+weights_app = typer.Typer(no_args_is_help=True, help="Pretrained networks: what is known, what is here, how to get it.")
+app.add_typer(weights_app, name="weights")
+
+Recipe = Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="Folder of the recipe.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="Folder for the results.")]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P",
+        min=0.0,
+        max=1.0,
+        show_default="the recipe's, 0.01 where it says none",
+        help="Share of good parts that may fail; sets the threshold.",
+    ),
+]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the networks run.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no messages but warnings and errors.")]
+JsonLogs = Annotated[bool, typer.Option("--json-logs", help="Messages on stderr as one JSON object a line.")]
+
+
+def main() -> None:
+    """Runs the command of `sys.argv` and exits with its status."""
+    app(prog_name="sam-inspect")
+
+
+@app.command()
+def train(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="Folder in MVTec layout (only train/good is read), or a plain folder of good images."
+        ),
+    ],
+    recipe: Recipe,
+    config: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="A ready recipe (default, fast, accurate) or a YAML file.")
+    ] = "default",
+    false_reject_rate: Rate = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
+) -> None:
+    """Learns what good parts look like, and writes a recipe.
+
+    Thresholds are calibrated on good images held out from the fit.
+    """
+    with session(quiet, json_logs) as progress:
+        from sam_inspect.config import find_config
+        from sam_inspect.training import train_recipe
+
+        chosen = find_config(config)
+        rate = chosen.judge.false_reject_rate if false_reject_rate is None else false_reject_rate
+        trained = train_recipe(data, recipe, chosen, false_reject_rate=rate, device=device, progress=progress)
+        print(trained.folder)
+        say(f"trained; next: sam-inspect inspect IMAGES --recipe {recipe} --out results")
+
+
+@app.command()
+def inspect(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Folders, files or globs.")],
+    out: Out,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the recipe; not needed with --boxes.")
+    ] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where the defects are: COCO json, folder of YOLO txt files, or CSV."),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(metavar="X", show_default="the recipe's", help="Scores above it fail.")
+    ] = None,
+    false_reject_rate: Rate = None,
+    min_area: Annotated[
+        int | None,
+        typer.Option(metavar="PX", min=0, show_default="the recipe's", help="Defects of fewer pixels are dropped."),
+    ] = None,
+    save: Annotated[
+        str, typer.Option(metavar="WHAT", help="Any of results,overlays,masks,maps,report, commas between.")
+    ] = "results,overlays,masks,report",
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Threads that write pictures beside the model.")] = 2,
+    fail_on_defect: Annotated[bool, typer.Option("--fail-on-defect", help="Exit with 3 when a part failed.")] = False,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
+) -> None:
+    """Inspects images; run again with the same --out, it does only what is missing or changed.
+
+    Exit status: 0 whether or not parts fail, 1 when an image could not be read (before all else), 2 for wrong usage,
+    3 with --fail-on-defect when a part failed.
+    """
+    with session(quiet, json_logs, interrupted=RESUME) as progress:
+        from sam_inspect.batch import inspect_folder, open_inspector, parse_save
+        from sam_inspect.images import find_images
+
+        wanted, found = parse_save(save), find_images(images)
+        inspector = open_inspector(recipe, boxes, found, device, threshold, false_reject_rate, min_area)
+        summary = inspect_folder(inspector, found, out, progress=progress, save=wanted, jobs=jobs)
+        row = summary.as_row()
+        table("", list(row), [list(row.values())])
+        print(summary.page or out)
+        raise typer.Exit(summary.exit_status(fail_on_defect))
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder in MVTec layout, with test and ground_truth.")],
+    recipe: Recipe,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there as JSON.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write results, pictures and a report there, with the figures.")
+    ] = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="CSV of image,group: pictures of one part, for intervals by part."),
+    ] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
+) -> None:
+    """Scores a recipe on test images with ground truth: image, pixels and masks, overall and per defect type."""
+    with session(quiet, json_logs) as progress:
+        from sam_inspect import evaluate as scoring
+        from sam_inspect.files import make_folder, write_text
+        from sam_inspect.pipeline import Inspector
+
+        if json_file is not None:
+            make_folder(json_file.parent)  # before minutes of work, not after them
+        inspector = Inspector.from_recipe(recipe, device)
+        figures = scoring.evaluate(inspector, data, progress=progress, out=out, groups=groups)
+        if json_file is not None:
+            write_text(json_file, json.dumps(figures, indent=2) + "\n")
+        for shown in scoring.as_tables(figures):
+            table(*shown)
+
+
+@app.command()
+def demo(out: Out, device: Device = "auto", quiet: Quiet = False, json_logs: JsonLogs = False) -> None:
+    """Draws a small product, trains on it, inspects its defective parts and scores the result: a few minutes."""
+    with session(quiet, json_logs, interrupted=RESUME) as progress:
+        from sam_inspect.demo import run_demo
+        from sam_inspect.evaluate import as_tables
+
+        figures, page = run_demo(out, device=device, progress=progress)
+        for shown in as_tables(figures):
+            table(*shown)
+        print(page)

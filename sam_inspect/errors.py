@@ -1,0 +1,101 @@
+"""Every error that a user can cause or meet, each with its exit code (CLI) and HTTP status.
+
+SamInspectError
+├── UsageError            2, 400   the command or request asks for something that cannot be
+│   ├── ConfigError       2, 422   an unknown key, a value out of range
+│   ├── DatasetError      2, 422   a data folder that is empty or not laid out as expected
+│   ├── BoxesError        2, 422   a boxes file or a box that cannot be used
+│   └── RecipeError       2, 422   a recipe folder that is missing, cut or of a newer schema
+├── ImageError            1, 422   one picture that cannot be read or is too large
+├── WeightsError          1, 503   weights that are cut, swapped or unsafe to load
+│   └── WeightsMissing    1, 503   known weights that are not on this machine yet
+├── FetchError            1, 502   a source that did not answer, or answered with other bytes
+├── OutputError           1, 507   a folder that cannot be written, a full disk
+└── PluginError           1, 500   a plugin that does not load or breaks its contract
+"""
+
+from __future__ import annotations
+
+
+class SamInspectError(Exception):
+    """Base of all. `str()` is one line: what is wrong, naming the file, then the remedy.
+
+    Args:
+        problem: what is wrong, beginning with the file or value it is about.
+        remedy: what the user can do about it, in the imperative; may be empty.
+    """
+
+    exit_code = 1
+    http_status = 500
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        text = f"{self.problem}; {self.remedy}" if self.remedy else self.problem
+        return " ".join(text.split())
+
+
+class UsageError(SamInspectError):
+    """The command or request asks for something that cannot be."""
+
+    exit_code = 2
+    http_status = 400
+
+
+class ConfigError(UsageError):
+    """An unknown key or a value out of range in a configuration."""
+
+    http_status = 422
+
+
+class DatasetError(UsageError):
+    """A data folder that is empty or not laid out as expected."""
+
+    http_status = 422
+
+
+class BoxesError(UsageError):
+    """A boxes file, or a box in it, that cannot be used."""
+
+    http_status = 422
+
+
+class RecipeError(UsageError):
+    """A recipe folder that is missing, cut, or of a newer schema."""
+
+    http_status = 422
+
+
+class ImageError(SamInspectError):
+    """One picture that cannot be read or is too large."""
+
+    http_status = 422
+
+
+class WeightsError(SamInspectError):
+    """Weights that are cut, swapped, of another size, or unsafe to load."""
+
+    http_status = 503
+
+
+class WeightsMissing(WeightsError):
+    """Known weights that are not on this machine yet."""
+
+
+class FetchError(SamInspectError):
+    """A source of weights that did not answer, or answered with other bytes."""
+
+    http_status = 502
+
+
+class OutputError(SamInspectError):
+    """A folder that cannot be written, or a full disk."""
+
+    http_status = 507
+
+
+class PluginError(SamInspectError):
+    """A plugin that does not load or breaks its contract."""

@@ -1,0 +1,59 @@
+"""Writing files so that a reader never sees half of one, and a full disk is one clear line."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sam_inspect.errors import OutputError
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError of the block (full disk, no permission, a file in the way) into an OutputError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"{path}: cannot be written ({reason})", "free space or choose another folder") from error
+
+
+def make_folder(path: Path) -> Path:
+    """`path` as an existing folder. Raises OutputError."""
+    with output_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write` with a temporary path beside `path`, then moves the result there in one step.
+
+    Raises:
+        OutputError: the folder cannot be written or the disk is full; nothing is left behind.
+    """
+    with output_errors(path):
+        handle, name = tempfile.mkstemp(prefix=".part-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        try:
+            write(Path(name))
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """`data` to `path`, whole or not at all. Raises OutputError."""
+    write_atomically(path, lambda part: _write(part, data))
+
+
+def write_text(path: Path, text: str) -> None:
+    """`text` to `path` as UTF-8, whole or not at all. Raises OutputError."""
+    write_bytes(path, text.encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)

@@ -1,0 +1,71 @@
+"""Localizers: from an image to an anomaly map or to given regions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sam_inspect.progress import Progress
+from sam_inspect.records import Localization
+
+
+class Localizer(Protocol):
+    """Says where an image deviates."""
+
+    def localize(self, image: NDArray[np.uint8]) -> Localization:
+        """The anomaly map of `image`, (H, W, 3) uint8 RGB; regions are found in it later, unless they are given."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """What fitting found out about good parts.
+
+    Attributes:
+        calibration_scores: (n,) float32 `pred_score` of good images, each scored by a fit that had not seen it.
+        calibration_pixels: (1001,) float32, the 0, 0.1, ... 100 % quantiles of their anomaly maps' values.
+        weights: name -> {"sha256", "source"} of the pretrained weights in use.
+    """
+
+    calibration_scores: NDArray[np.float32]
+    calibration_pixels: NDArray[np.float32]
+    weights: dict[str, dict[str, str]]
+
+
+@runtime_checkable
+class Trainable(Localizer, Protocol):
+    """A localizer that learns from good images and keeps what it learned as tensors and plain data."""
+
+    @classmethod
+    def fit(
+        cls, images: Sequence[Path], args: Mapping[str, Any], *, device: str, progress: Progress
+    ) -> tuple[Self, Fit]:
+        """Learns good parts from `images`.
+
+        Args:
+            images: files of good parts, at least two.
+            args: the recipe's `localizer.args`.
+            device: `cpu` or `cuda`.
+            progress: shows how far it is.
+
+        Raises:
+            ConfigError, DatasetError, WeightsError.
+        """
+        ...
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What was learned: tensors, and plain data that JSON can hold."""
+        ...
+
+    @classmethod
+    def from_state(
+        cls, args: Mapping[str, Any], tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, device: str
+    ) -> Self:
+        """The same localizer again. Raises WeightsError, RecipeError."""
+        ...

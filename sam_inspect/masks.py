@@ -1,0 +1,133 @@
+"""Masks, boxes and maps: between a crop and its image, and to RLE and polygons at the edges. Geometry only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from sam_inspect.records import Box, CropMask
+
+Mask = NDArray[np.bool_]
+
+
+def from_full(mask: Mask) -> CropMask | None:
+    """The tight `CropMask` of a (H, W) bool mask (a view, not a copy); None where nothing is set."""
+    return tight(CropMask((0, 0, mask.shape[1], mask.shape[0]), mask))
+
+
+def tight(mask: CropMask) -> CropMask | None:
+    """The same mask in the least box that holds its pixels; None where nothing is set."""
+    x, y, width, height = cv2.boundingRect(mask.pixels.view(np.uint8))
+    if width == 0:
+        return None
+    x0, y0 = mask.box_xyxy[:2]
+    return CropMask((x0 + x, y0 + y, x0 + x + width, y0 + y + height), mask.pixels[y : y + height, x : x + width])
+
+
+def union(masks: Iterable[CropMask], original_hw: tuple[int, int]) -> Mask:
+    """(H, W) bool: the pixels that any of the masks has."""
+    full = np.zeros(original_hw, bool)
+    for mask in masks:
+        x0, y0, x1, y1 = mask.box_xyxy
+        full[y0:y1, x0:x1] |= mask.pixels
+    return full
+
+
+def intersection_px(a: CropMask, b: CropMask) -> int:
+    """Number of pixels that both masks have, touching only where their boxes overlap."""
+    x0, y0 = max(a.box_xyxy[0], b.box_xyxy[0]), max(a.box_xyxy[1], b.box_xyxy[1])
+    x1, y1 = min(a.box_xyxy[2], b.box_xyxy[2]), min(a.box_xyxy[3], b.box_xyxy[3])
+    if x1 <= x0 or y1 <= y0:
+        return 0
+    return int(np.count_nonzero(window(a, (x0, y0, x1, y1)) & window(b, (x0, y0, x1, y1))))
+
+
+def window(mask: CropMask, box_xyxy: Box) -> Mask:
+    """(y1 - y0, x1 - x0) bool: what of `mask` lies in the box; a view where the box lies inside the mask's."""
+    x0, y0, x1, y1 = box_xyxy
+    mx0, my0, mx1, my1 = mask.box_xyxy
+    if mx0 <= x0 and my0 <= y0 and x1 <= mx1 and y1 <= my1:
+        return mask.pixels[y0 - my0 : y1 - my0, x0 - mx0 : x1 - mx0]
+    out = np.zeros((y1 - y0, x1 - x0), bool)
+    left, top, right, bottom = max(x0, mx0), max(y0, my0), min(x1, mx1), min(y1, my1)
+    if left < right and top < bottom:
+        shared = mask.pixels[top - my0 : bottom - my0, left - mx0 : right - mx0]
+        out[top - y0 : bottom - y0, left - x0 : right - x0] = shared
+    return out
+
+
+def filled_box(box_xyxy: Box) -> CropMask:
+    """The box itself as a mask."""
+    x0, y0, x1, y1 = box_xyxy
+    return CropMask(box_xyxy, np.ones((y1 - y0, x1 - x0), bool))
+
+
+def components(mask: Mask, connectivity: int = 8) -> list[CropMask]:
+    """The connected components of a (H, W) bool mask, each tight, in scan order."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        np.ascontiguousarray(mask).view(np.uint8), connectivity=connectivity
+    )
+    found = []
+    for label in range(1, count):
+        x, y, width, height = (int(value) for value in stats[label, :4])
+        pixels = labels[y : y + height, x : x + width] == label
+        found.append(CropMask((x, y, x + width, y + height), pixels))
+    return found
+
+
+def clip_box(box: tuple[float, float, float, float], original_hw: tuple[int, int]) -> Box | None:
+    """The box in whole pixels (grown outwards) cut to the image; None where nothing of it lies inside."""
+    x0, y0 = max(0, int(np.floor(box[0]))), max(0, int(np.floor(box[1])))
+    x1, y1 = min(original_hw[1], int(np.ceil(box[2]))), min(original_hw[0], int(np.ceil(box[3])))
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+
+def length_px(mask: CropMask) -> float:
+    """Longest extent of the mask, pixels: the longer side of its rotated box of least area, pixels counted whole."""
+    points = cv2.findNonZero(mask.pixels.view(np.uint8))
+    if points is None:
+        return 0.0
+    return float(max(cv2.minAreaRect(points)[1]) + 1.0)
+
+
+def to_rle(mask: CropMask, original_hw: tuple[int, int]) -> dict[str, Any]:
+    """COCO's compressed RLE at the image's size, `{"size": [H, W], "counts": str}`.
+
+    Only the mask's own columns are expanded: the empty ones left and right of it are one run each.
+    """
+    height, width = original_hw
+    x0, y0, x1, y1 = mask.box_xyxy
+    strip = np.zeros((height, x1 - x0), np.uint8, order="F")
+    strip[y0:y1] = mask.pixels
+    edges = np.flatnonzero(np.diff(strip.ravel(order="F"), prepend=0, append=0)) + x0 * height
+    counts = np.diff(np.concatenate(([0], edges, [height * width])))
+    counts = counts[:-1] if counts[-1] == 0 else counts
+    rle = coco.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+
+
+def from_rle(rle: dict[str, Any]) -> CropMask | None:
+    """The tight mask of a COCO RLE (compressed or not); None where nothing is set."""
+    height, width = rle["size"]
+    if isinstance(rle["counts"], list):
+        rle = coco.frPyObjects(rle, height, width)
+    return from_full(coco.decode(rle).astype(bool))
+
+
+def polygons(mask: CropMask) -> list[NDArray[np.int32]]:
+    """Outer outlines in pixels of the image, each (N, 2) int32 (x, y), N >= 1."""
+    contours, _ = cv2.findContours(
+        mask.pixels.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=mask.box_xyxy[:2]
+    )
+    return [np.asarray(contour[:, 0, :], np.int32) for contour in contours]
+
+
+def resize_map(anomaly_map: NDArray[np.float32], original_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """(h, w) float32 map on its grid to (H, W), bilinear, cell centres kept where they are."""
+    height, width = original_hw
+    return np.asarray(cv2.resize(anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)

@@ -1,0 +1,117 @@
+"""Backbones for heatmaps: a frozen network by name that answers with the features of its middle layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+from sam_inspect.errors import ConfigError
+from sam_inspect.networks.sam import PIXEL_MEAN, PIXEL_STD, TinyVitEncoder, load_checked
+
+TIMM_NAMES = {"dinov2_vits14": "vit_small_patch14_dinov2.lvd142m", "mobilenet_v2": "mobilenetv2_100.ra_in1k"}
+CLASSIFIERS = ("head.", "classifier.", "fc.", "conv_head.", "bn2.", "norm.", "norm_head.")
+
+
+class Backbone(Protocol):
+    """A frozen feature network.
+
+    Attributes:
+        multiple_px: input sides must be multiples of this.
+    """
+
+    multiple_px: int
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) float32 RGB in 0..255 -> one (B, C, h, w) a layer, fine to coarse, on any strides."""
+        ...
+
+
+class SamTrunk:
+    """The trunk of MobileSAM's image encoder; `layers` are its stages, 0 to 3 (strides 4, 8, 16, 16)."""
+
+    multiple_px = 32
+
+    def __init__(self, encoder: TinyVitEncoder, layers: Sequence[int]) -> None:
+        self.encoder, self.layers = encoder, list(layers)
+        self._normalise = _Normalise(PIXEL_MEAN, PIXEL_STD, next(encoder.parameters()).device)
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> list[Tensor]:
+        """See `Backbone.features`."""
+        return self.encoder.stage_features(self._normalise(images), self.layers)
+
+
+class TimmBackbone:
+    """Any timm model that has `forward_intermediates`; `layers` are its indices there (blocks of a ViT, else stages)."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[int]) -> None:
+        self.model, self.layers = model, list(layers)
+        reductions = model.feature_info.reduction()  # type: ignore[operator,union-attr]
+        if max(layers) >= len(reductions) or min(layers) < 0:
+            raise ConfigError(f"layers: {list(layers)} do not exist", f"choose among 0 to {len(reductions) - 1}")
+        self.multiple_px = int(max(reductions[layer] for layer in layers))
+        mean, std = (np.array(model.pretrained_cfg[key]) * 255 for key in ("mean", "std"))  # type: ignore[index]
+        self._normalise = _Normalise(mean, std, next(model.parameters()).device)
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> list[Tensor]:
+        """See `Backbone.features`."""
+        found: list[Tensor] = self.model.forward_intermediates(  # type: ignore[operator]
+            self._normalise(images), indices=self.layers, intermediates_only=True, stop_early=True
+        )
+        return found
+
+
+class _Normalise:
+    """RGB in 0..255 to what the network was trained on."""
+
+    def __init__(self, mean: Sequence[float] | np.ndarray[Any, Any], std: Any, device: torch.device) -> None:
+        self.mean = torch.tensor(np.asarray(mean), dtype=torch.float32, device=device).view(1, 3, 1, 1)
+        self.std = torch.tensor(np.asarray(std), dtype=torch.float32, device=device).view(1, 3, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return (images.to(self.mean.device) - self.mean) / self.std
+
+
+def build_backbone(
+    name: str,
+    layers: Sequence[int],
+    tensors: Mapping[str, Tensor],
+    *,
+    options: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+) -> Backbone:
+    """A timm backbone with weights in it.
+
+    Args:
+        name: `dinov2_vits14`, `mobilenet_v2`, or any timm model's name.
+        layers: which layers answer.
+        tensors: weights under timm's key names; the classifier may be absent.
+        options: further arguments of `timm.create_model`, such as `pad_type` and `bn_eps` of converted weights.
+        device: where it runs.
+
+    Raises:
+        ConfigError: timm knows no such model or layer.
+        WeightsError: the weights do not fit.
+    """
+    model = _timm_model(TIMM_NAMES.get(name, name), dict(options or {}))
+    used = {key for key in model.state_dict() if not key.startswith(CLASSIFIERS)}
+    wanted = {key: value for key, value in tensors.items() if key in used or not key.startswith(CLASSIFIERS)}
+    missing = {key: value for key, value in model.state_dict().items() if key.startswith(CLASSIFIERS)}
+    load_checked(model, {**missing, **wanted}, name)
+    return TimmBackbone(model.to(device).eval().requires_grad_(False), layers)
+
+
+def _timm_model(name: str, options: dict[str, Any]) -> nn.Module:
+    if name.startswith("vit_"):
+        options = {"dynamic_img_size": True, **options}
+    if not timm.is_model(name.split(".")[0]):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:3]
+        raise ConfigError(f"backbone {name!r} is no timm model", f"did you mean one of {', '.join(near)}?")
+    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **options)
+    return model

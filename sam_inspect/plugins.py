@@ -1,0 +1,99 @@
+"""Plugins: entry points of installed packages by kind and name, loaded only when somebody names them.
+
+The name of the entry point is the word in a recipe's config. The package's own localizers and segmenters come through
+the same door as a third party's:
+
+    [project.entry-points."sam_inspect.localizers"]
+    my_localizer = "my_package.module:MyLocalizer"
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Literal, get_args
+
+from sam_inspect.errors import PluginError
+
+Kind = Literal["localizers", "segmenters", "outputs"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True, slots=True)
+class PluginStatus:
+    """One entry point, after trying to load it.
+
+    Attributes:
+        kind: `localizers`, `segmenters` or `outputs`.
+        name: the word in a config.
+        target: `module:attribute`.
+        package: name and version of the distribution that offers it; empty where that is not known.
+        error: why it does not load, one line; None for one that does.
+    """
+
+    kind: Kind
+    name: str
+    target: str
+    package: str
+    error: str | None
+
+
+def load_plugin(kind: Kind, name: str) -> type:
+    """The class that `name` stands for. Imports its module; no other plugin's.
+
+    Raises:
+        PluginError: no such name (the nearest is given), two packages offer it, or it does not load.
+    """
+    points = entry_points(group=_group(kind))
+    found = points.select(name=name)
+    if not found:
+        raise _unknown(kind, name, (point.name for point in points))
+    if len({point.value for point in found}) > 1:
+        packages = " and ".join(sorted({_package(point) for point in found}))
+        raise PluginError(f"{name}: {packages} each offer one in {_group(kind)}", "uninstall all but one of them")
+    return _load(next(iter(found)))
+
+
+def list_plugins() -> list[PluginStatus]:
+    """Every entry point of every kind, each loaded to see whether it can be; a broken one is a row, never an error."""
+    found = [(kind, point) for kind in KINDS for point in entry_points(group=_group(kind))]
+    rows = {(kind, point.name, point.value): _status(kind, point) for kind, point in found}
+    return sorted(rows.values(), key=lambda row: (KINDS.index(row.kind), row.name))
+
+
+def _group(kind: Kind) -> str:
+    return f"sam_inspect.{kind}"
+
+
+def _package(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else ""
+
+
+def _load(point: EntryPoint) -> type:
+    try:
+        loaded = point.load()
+    except Exception as error:  # a plugin's module is somebody else's code: it may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        remedy = f"mend or uninstall the package {_package(point)}"
+        raise PluginError(f"{point.name}: the plugin {point.value} does not load ({reason})", remedy) from error
+    if not isinstance(loaded, type):
+        raise PluginError(f"{point.name}: the plugin {point.value} is no class", "name a class in its entry point")
+    return loaded
+
+
+def _status(kind: Kind, point: EntryPoint) -> PluginStatus:
+    try:
+        _load(point)
+        error = None
+    except PluginError as broken:
+        error = broken.problem
+    return PluginStatus(kind, point.name, point.value, _package(point), error)
+
+
+def _unknown(kind: Kind, name: str, known: Iterable[str]) -> PluginError:
+    names = sorted(set(known))
+    nearest = difflib.get_close_matches(name, names, n=1)
+    remedy = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(names) or 'none'}"
+    return PluginError(f"{name}: no such plugin in {_group(kind)}", remedy)

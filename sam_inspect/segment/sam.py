@@ -1,0 +1,150 @@
+"""SAM as a segmenter: encode a view to a value, decode all its prompts in batches.
+
+Every prompt answers with four masks from one pass of the decoder: the single mask (`multimask_output=False`, index 0),
+then the three of `multimask_output=True`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sam_inspect.networks.sam import PIXEL_MEAN, PIXEL_STD, SamNetwork, build_sam
+from sam_inspect.records import Candidates, Prompt, View
+
+PROMPTS_PER_BATCH = 64
+VIEWS_PER_BATCH = 8
+MASKS_PER_PROMPT = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """A view, encoded: a value that can be kept and decoded again with other prompts.
+
+    Attributes:
+        view: what was encoded; its prompts play no part.
+        features: (1, 256, input_px / 16, input_px / 16) on the network's device.
+    """
+
+    view: View
+    features: Tensor
+
+
+class Sam:
+    """A `SamNetwork` as a `Segmenter`."""
+
+    def __init__(self, network: SamNetwork) -> None:
+        self.network = network
+        self.device = next(network.mask_decoder.parameters()).device
+
+    @classmethod
+    def from_tensors(cls, name: str, tensors: Mapping[str, Tensor], device: str = "cpu") -> Sam:
+        """The network `name` from tensors under segment_anything's key names. Raises WeightsError."""
+        return cls(build_sam(name, tensors, device))
+
+    def segment(self, image: NDArray[np.uint8], views: Sequence[View]) -> list[Candidates]:
+        """See `Segmenter.segment`; views of the same input size are encoded in one batch."""
+        return [
+            candidates
+            for embedding in self.encode(image, views)
+            for candidates in self.decode(embedding, embedding.view.prompts)
+        ]
+
+    @torch.inference_mode()
+    def encode(self, image: NDArray[np.uint8], views: Sequence[View]) -> Iterator[Embedding]:
+        """An `Embedding` for each view, in order.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            views: crops of it.
+        """
+        for _, group in groupby(views, key=lambda view: view.input_px):
+            same_size = list(group)
+            for start in range(0, len(same_size), VIEWS_PER_BATCH):
+                batch = same_size[start : start + VIEWS_PER_BATCH]
+                pixels = torch.stack([_normalised(_crop(image, view), view.input_px) for view in batch])
+                features = self.network.image_encoder(pixels.to(self.device))
+                for index, view in enumerate(batch):
+                    yield Embedding(view, features[index : index + 1])
+
+    @torch.inference_mode()
+    def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Candidates]:
+        """The answers to `prompts`, in order; any mix of boxes, points and mask logits."""
+        view, answers = embedding.view, {}
+        encoder = self.network.prompt_encoder_for(view.input_px)
+        for indices in _batches(prompts):
+            batch = [prompts[index] for index in indices]
+            sparse, dense = encoder(*_as_tensors(batch, view, self.device))
+            logits, iou = self.network.mask_decoder.predict_masks(
+                image_embeddings=embedding.features,
+                image_pe=encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+            )
+            logits, iou = logits.float().cpu().numpy(), iou.float().cpu().numpy()
+            for row, index in enumerate(indices):
+                answers[index] = Candidates(view, prompts[index], logits[row], iou[row])
+        return [answers[index] for index in range(len(prompts))]
+
+
+def _crop(image: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
+    """The view's crop at the network's scale, (h, w, 3): by Pillow's bilinear filter, the one SAM's weights know."""
+    x0, y0, x1, y1 = view.crop_xyxy
+    height, width = view.input_hw
+    crop = Image.fromarray(np.ascontiguousarray(image[y0:y1, x0:x1]))
+    return np.asarray(crop.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _normalised(pixels: NDArray[np.uint8], input_px: int) -> Tensor:
+    """(h, w, 3) uint8 -> (3, input_px, input_px) float32, padded right and below with zeros as SAM does."""
+    square = np.zeros((input_px, input_px, 3), np.float32)
+    height, width = pixels.shape[:2]
+    square[:height, :width] = (pixels - np.float32(PIXEL_MEAN)) / np.float32(PIXEL_STD)
+    return torch.from_numpy(square).permute(2, 0, 1).contiguous()
+
+
+def _batches(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
+    """Indices of prompts that can be decoded together: the same number of points, the same kinds."""
+
+    def shape(index: int) -> tuple[bool, int, bool]:
+        prompt = prompts[index]
+        return prompt.box_xyxy is not None, len(prompt.points_xy), prompt.mask_logits is not None
+
+    for _, group in groupby(sorted(range(len(prompts)), key=shape), key=shape):
+        indices = list(group)
+        for start in range(0, len(indices), PROMPTS_PER_BATCH):
+            yield indices[start : start + PROMPTS_PER_BATCH]
+
+
+PromptTensors = tuple[tuple[Tensor, Tensor] | None, Tensor | None, Tensor | None]
+
+
+def _as_tensors(prompts: Sequence[Prompt], view: View, device: torch.device) -> PromptTensors:
+    """Points with labels, boxes and masks in the view's input frame, as `PromptEncoder.forward` takes them."""
+    first = prompts[0]
+    points = boxes = masks = None
+    if len(first.points_xy):
+        xy = np.stack([_to_input(prompt.points_xy, view) for prompt in prompts])
+        labels = np.stack([prompt.point_labels for prompt in prompts])
+        points = (torch.from_numpy(xy).to(device), torch.from_numpy(labels).to(device))
+    if first.box_xyxy is not None:
+        corners = np.array([prompt.box_xyxy for prompt in prompts], np.float32).reshape(-1, 2, 2)
+        boxes = torch.from_numpy(_to_input(corners, view).reshape(-1, 4)).to(device)
+    if first.mask_logits is not None:
+        masks = torch.from_numpy(np.stack([prompt.mask_logits for prompt in prompts])[:, None].copy()).to(device)  # type: ignore[misc]
+    return points, boxes, masks
+
+
+def _to_input(xy: NDArray[np.float32], view: View) -> NDArray[np.float32]:
+    """Pixels (..., 2) of the image in the view's scaled input frame: `ResizeLongestSide.apply_coords`."""
+    crop_h, crop_w = view.crop_hw
+    height, width = view.input_hw
+    scale = np.array([width / crop_w, height / crop_h], np.float32)
+    return ((xy - np.float32(view.crop_xyxy[:2])) * scale).astype(np.float32)
