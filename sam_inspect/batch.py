@@ -16,8 +16,10 @@ from pathlib import Path
 
 from sam_inspect.errors import UsageError
 from sam_inspect.images import read_image
+from sam_inspect.localize.boxes import read_boxes
 from sam_inspect.pipeline import Inspector
 from sam_inspect.progress import Progress
+from sam_inspect.recipe import load_recipe
 from sam_inspect.records import Inspection
 from sam_inspect.report.page import write_page
 from sam_inspect.report.pictures import PictureWriter
@@ -76,6 +78,36 @@ def parse_save(text: str) -> frozenset[str]:
     return words
 
 
+def open_inspector(
+    recipe: Path | None,
+    boxes: Path | None,
+    images: Sequence[Path],
+    device: str,
+    *,
+    threshold: float | None = None,
+    false_reject_rate: float | None = None,
+    min_area_px: int | None = None,
+) -> Inspector:
+    """The inspector that a command line asks for: of a recipe, or of given boxes (a recipe then gives its choices).
+
+    Raises:
+        UsageError: neither or both of what excludes the other.
+        RecipeError, BoxesError, WeightsError, PluginError: what it names cannot be used.
+    """
+    if threshold is not None and false_reject_rate is not None:
+        raise UsageError("--threshold and --false-reject-rate both set the threshold", "give one of them")
+    if boxes is not None:
+        if threshold is not None or false_reject_rate is not None:
+            raise UsageError("--boxes has no threshold: every box is outlined", "leave out what sets one")
+        config = load_recipe(recipe).config if recipe else None
+        return Inspector.from_boxes(read_boxes(boxes, images), device, config=config, min_area_px=min_area_px)
+    if recipe is None:
+        raise UsageError("nothing says where the defects are", "give --recipe DIR, or --boxes FILE")
+    return Inspector.from_recipe(
+        recipe, device, threshold=threshold, false_reject_rate=false_reject_rate, min_area_px=min_area_px
+    )
+
+
 def inspect_folder(
     inspector: Inspector,
     images: Sequence[Path],
@@ -84,7 +116,6 @@ def inspect_folder(
     progress: Progress,
     save: frozenset[str] = DEFAULT_SAVE,
     jobs: int = 2,
-    settings: str = "",
 ) -> BatchSummary:
     """Inspects what of `images` is missing or changed in `out`, and writes everything that `save` names.
 
@@ -98,7 +129,6 @@ def inspect_folder(
         progress: shows how far it is.
         save: words of `SAVE`.
         jobs: threads that write pictures beside the model.
-        settings: what else results depend on (the boxes given, say): another text inspects everything anew.
 
     Raises:
         OutputError: the folder cannot be written, or the disk is full. What was done until then stays.
@@ -109,7 +139,7 @@ def inspect_folder(
         for problem in results.problems:
             log.warning(problem)
         pictures = PictureWriter(out, save, results.names(names))
-        run = _Run(inspector, results, pictures, settings + _settings(inspector))
+        run = _Run(inspector, results, pictures, _settings(inspector))
         todo = [name for name in names if not run.is_done(name)]
         run.inspect(todo, jobs, progress)
         inspections = results.finish(names)
@@ -130,18 +160,20 @@ class _Run:
 
     def is_done(self, image: str) -> bool:
         with_map = self.inspector.recipe is not None
-        mark = fingerprint(image, self.settings)
-        return self.results.is_done(image, mark) and self.pictures.is_complete(image, with_map=with_map)
+        return self.results.is_done(image, self._mark(image)) and self.pictures.is_complete(image, with_map=with_map)
 
     def inspect(self, images: Sequence[str], jobs: int, progress: Progress) -> None:
         # Taken before a file is read: one that changes meanwhile is inspected again by the next run.
-        marks = {image: fingerprint(image, self.settings) for image in images}
+        marks = {image: self._mark(image) for image in images}
         found = self.inspector.inspect_many([Path(image) for image in images])
         with _beside(jobs) as start:
             for inspection in progress(found, "inspect", len(images)):
                 if inspection.error is not None:
                     log.warning(inspection.error)
                 start(self._keep, inspection, marks[inspection.image])
+
+    def _mark(self, image: str) -> str:
+        return fingerprint(image, f"{self.settings}\n{self.inspector.boxes_of(image)}")
 
     def _keep(self, inspection: Inspection, mark: str) -> None:
         drawn = inspection.verdict != "error" and self.pictures.save

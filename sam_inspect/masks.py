@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from sam_inspect.records import Box, CropMask
+from sam_inspect.records import Box, Candidates, CropMask
 
 Mask = NDArray[np.bool_]
 
@@ -131,3 +131,35 @@ def resize_map(anomaly_map: NDArray[np.float32], original_hw: tuple[int, int]) -
     """(h, w) float32 map on its grid to (H, W), bilinear, cell centres kept where they are."""
     height, width = original_hw
     return np.asarray(cv2.resize(anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+
+
+def resize_window(anomaly_map: NDArray[np.float32], box_xyxy: Box, original_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """What `resize_map` would hold inside the box, (y1 - y0, x1 - x0) float32, without making the rest."""
+    x0, y0, x1, y1 = box_xyxy
+    scale_x, scale_y = anomaly_map.shape[1] / original_hw[1], anomaly_map.shape[0] / original_hw[0]
+    columns = np.asarray((np.arange(x0, x1) + 0.5) * scale_x - 0.5, np.float32)
+    rows = np.asarray((np.arange(y0, y1) + 0.5) * scale_y - 0.5, np.float32)
+    return _interpolated(_interpolated(anomaly_map, rows).T, columns).T
+
+
+def _interpolated(values: NDArray[np.float32], places: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows of `values` at fractional places, linear, the border repeated."""
+    places = np.clip(places, 0, len(values) - 1)
+    lower = np.minimum(places.astype(np.intp), max(0, len(values) - 2))
+    share = (places - lower)[:, None]
+    return np.asarray(values[lower] * (1 - share) + values[np.minimum(lower + 1, len(values) - 1)] * share, np.float32)
+
+
+def crop_logits(candidates: Candidates, index: int) -> NDArray[np.float32]:
+    """Mask `index` as (h, w) float32 logits on the view's crop at the image's own resolution; above 0 is mask.
+
+    This is the one way back from SAM's frame to the image's: up to the square input, the padding cut off, then to the
+    crop's size, both bilinear, as `Sam.postprocess_masks` of segment_anything does.
+    """
+    view = candidates.view
+    square = (view.input_px, view.input_px)
+    logits = cv2.resize(candidates.low_res_logits[index], square, interpolation=cv2.INTER_LINEAR)
+    height, width = view.input_hw
+    crop_h, crop_w = view.crop_hw
+    cut = logits[:height, :width]
+    return np.asarray(cv2.resize(cut, (crop_w, crop_h), interpolation=cv2.INTER_LINEAR), np.float32)

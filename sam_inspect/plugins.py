@@ -56,6 +56,13 @@ def load_plugin(kind: Kind, name: str) -> type:
     return _load(next(iter(found)))
 
 
+def broken_contract(name: str, loaded: type, protocol: type) -> PluginError:
+    """Says which methods of a protocol (of `localize` or `segment`) the class of a plugin lacks."""
+    missing = [method for method in dir(protocol) if not method.startswith("_") and not hasattr(loaded, method)]
+    problem = f"{name}: the plugin {loaded.__module__}:{loaded.__qualname__} lacks {', '.join(missing)}"
+    return PluginError(problem, f"give it what {protocol.__module__}.{protocol.__qualname__} has")
+
+
 def list_plugins() -> list[PluginStatus]:
     """Every entry point of every kind, each loaded to see whether it can be; a broken one is a row, never an error."""
     found = [(kind, point) for kind in KINDS for point in entry_points(group=_group(kind))]

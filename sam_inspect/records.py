@@ -190,6 +190,21 @@ class Candidates:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Outline:
+    """The one mask that was chosen for a region, before it is measured.
+
+    Attributes:
+        mask: its pixels, tight, at least one.
+        region: what it outlines.
+        source: `sam`, or `heatmap` where no mask of SAM's agreed with the map.
+    """
+
+    mask: CropMask
+    region: Region
+    source: Source
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Defect:
     """One defect that stands in the answer.
 

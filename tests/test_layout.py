@@ -12,8 +12,8 @@ PLAN = [
     "images tiles masks recipe weights plugins files progress",
     "networks",
     "localize prompt segment choose judge",
-    "pipeline training",
-    "datasets synth evaluate metrics report batch",
+    "pipeline",
+    "datasets synth training evaluate metrics report batch",
     "serve",
     "cli __main__ __init__ console testing demo doctor",
 ]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 from scipy import ndimage
+from segment_anything.modeling import Sam
 
 from sam_inspect import masks
-from sam_inspect.records import Box, CropMask
+from sam_inspect.records import Box, Candidates, CropMask, Prompt, View
 
 HW = (17, 23)
 Mask = NDArray[np.bool_]
@@ -209,3 +213,32 @@ def test_a_slope_stays_where_it_is_for_any_size(rows: int, columns: int, height:
     expected = np.add.outer(np.arange(height) + 0.5, 2 * (np.arange(width) + 0.5))
     inside = np.s_[int(y[0]) + 1 : int(y[-1]) - 1, int(x[0]) + 1 : int(x[-1]) - 1]
     np.testing.assert_allclose(resized[inside], expected[inside], atol=0.1)
+
+
+sides = st.integers(1, 70)
+
+
+@given(st.data(), st.integers(1, 12), st.integers(1, 12), sides, sides, st.integers(0, 2**32 - 1))
+def test_a_window_of_a_map_is_cut_from_the_whole(
+    data: st.DataObject, rows: int, columns: int, height: int, width: int, seed: int
+) -> None:
+    anomaly_map = np.random.default_rng(seed).normal(size=(rows, columns)).astype(np.float32)
+    x0, y0, x1, y1 = box = data.draw(boxes((height, width)))
+    window = masks.resize_window(anomaly_map, box, (height, width))
+    assert window.dtype == np.float32
+    whole = masks.resize_map(anomaly_map, (height, width))
+    np.testing.assert_allclose(window, whole[y0:y1, x0:x1], atol=2e-5)
+
+
+@given(st.data(), st.integers(1, 90), st.integers(1, 90), st.sampled_from([64, 128]), st.integers(0, 2**32 - 1))
+def test_logits_come_back_to_the_image_as_in_segment_anything(
+    data: st.DataObject, height: int, width: int, input_px: int, seed: int
+) -> None:
+    x0, y0 = data.draw(st.integers(0, 500)), data.draw(st.integers(0, 500))
+    view = View((x0, y0, x0 + width, y0 + height), input_px, ())
+    logits = np.random.default_rng(seed).normal(size=(3, input_px // 4, input_px // 4)).astype(np.float32)
+    answer = Candidates(view, Prompt(box_xyxy=(0, 0, 1, 1)), logits, np.zeros(3, np.float32))
+    sam = SimpleNamespace(image_encoder=SimpleNamespace(img_size=input_px))
+    theirs = Sam.postprocess_masks(sam, torch.from_numpy(logits)[None], view.input_hw, view.crop_hw)[0].numpy()
+    for index in range(3):
+        np.testing.assert_allclose(masks.crop_logits(answer, index), theirs[index], atol=1e-4)

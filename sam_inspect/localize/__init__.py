@@ -15,6 +15,7 @@ from sam_inspect.progress import Progress
 from sam_inspect.records import Localization
 
 
+@runtime_checkable
 class Localizer(Protocol):
     """Says where an image deviates."""
 

@@ -28,12 +28,12 @@ class BackboneConfig(Section):
 
     name: str = "mobile_sam"
     """`mobile_sam`, `dinov2_vits14`, `mobilenet_v2`, or any timm model."""
-    layers: tuple[int, ...] = (1, 2, 3)
-    """Stages of a convolutional network, blocks of a ViT, from 0."""
+    layers: tuple[int, ...] = Field((0, 1, 2, 3), min_length=1)
+    """Stages of a convolutional network, blocks of a ViT, from 0; each gets a memory and a map of its own."""
     size_px: int = Field(512, ge=64, le=2048)
     """To what the short side of an image is scaled; the side of a tile where there are several."""
-    cell_px: int = Field(16, ge=4, le=64)
-    """Side of one cell of the map, pixels of the scaled image."""
+    cell_px: int = Field(8, ge=4, le=64)
+    """Least side of a map's cell, pixels of the scaled image; a layer of coarser stride has that as its cell."""
     weights: str | None = None
     """A weights file instead of the known weights of that name."""
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
@@ -61,8 +61,8 @@ class PatchGrid:
             original_hw, tile_px=self.config.size_px, stride=stride, min_scale=self.scale, max_scale=self.scale
         )
 
-    def features(self, image: NDArray[np.uint8], plan: TilePlan) -> Iterator[Tensor]:
-        """For each tile of the plan, in order, its (h, w, C) float32 features, averaged over 3 x 3 cells."""
+    def features(self, image: NDArray[np.uint8], plan: TilePlan) -> Iterator[list[Tensor]]:
+        """For each tile of the plan, in order, one (h, w, C) float32 a layer, averaged over 3 x 3 cells."""
         height, width = plan.scaled_hw
         shrinks = height < image.shape[0]
         scaled = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
@@ -70,12 +70,15 @@ class PatchGrid:
         tiles = [scaled[y : y + tile_h, x : x + tile_w] for y, x in plan.origins_yx]
         for start in range(0, len(tiles), TILES_AT_ONCE):
             pixels = torch.from_numpy(np.stack(tiles[start : start + TILES_AT_ONCE])).permute(0, 3, 1, 2).float()
-            yield from self._on_grid(self.backbone.features(pixels), plan.tile_hw)
+            layers = [self._on_cells(layer.float(), plan.tile_hw) for layer in self.backbone.features(pixels)]
+            yield from ([layer[i] for layer in layers] for i in range(len(pixels)))
 
-    def _on_grid(self, layers: list[Tensor], tile_hw: tuple[int, int]) -> Tensor:
-        """Layers of any stride on the cells' grid, (B, h, w, C)."""
+    def _on_cells(self, layer: Tensor, tile_hw: tuple[int, int]) -> Tensor:
+        """(B, C, h, w) of any stride as (B, h', w', C) on cells no finer than `cell_px`."""
+        smooth = F.avg_pool2d(layer, 3, stride=1, padding=1, count_include_pad=False)  # PatchCore's local awareness
         grid = (tile_hw[0] // self.config.cell_px, tile_hw[1] // self.config.cell_px)
-        return torch.cat([_resample(_smooth(layer.float()), grid) for layer in layers], 1).permute(0, 2, 3, 1)
+        finer = layer.shape[-1] > grid[1]
+        return (F.adaptive_avg_pool2d(smooth, grid) if finer else smooth).permute(0, 2, 3, 1)
 
 
 def product_scale(sizes_hw: list[tuple[int, int]], config: BackboneConfig) -> float:
@@ -88,17 +91,3 @@ def product_scale(sizes_hw: list[tuple[int, int]], config: BackboneConfig) -> fl
     if short > max(LONGEST_SHRUNK_PX, config.size_px):
         return min(1.0, config.size_px / 512)
     return min(MOST_ENLARGED, config.size_px / short)
-
-
-def _smooth(features: Tensor) -> Tensor:
-    """Each cell averaged with its eight neighbours, those beyond the border left out (PatchCore's local awareness)."""
-    return F.avg_pool2d(features, 3, stride=1, padding=1, count_include_pad=False)
-
-
-def _resample(features: Tensor, grid: tuple[int, int]) -> Tensor:
-    """To the grid: finer layers are averaged, coarser ones interpolated."""
-    if features.shape[-1] > grid[1]:
-        return F.adaptive_avg_pool2d(features, grid)
-    if features.shape[-2:] != grid:
-        return F.interpolate(features, size=grid, mode="bilinear", align_corners=False)
-    return features

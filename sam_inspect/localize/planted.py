@@ -13,49 +13,60 @@ import numpy as np
 from numpy.typing import NDArray
 
 PLACES = (0.25, 0.5, 0.75)
-PATCH_CELLS = 2
+PATCH_CELLS = 4
 
 
 class Measurable(Protocol):
-    """What is measured: distances of an image, and the scaled size of its cells."""
+    """What is measured."""
 
-    def distances(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(h, w) float32 map over the whole (H, W, 3) uint8 image."""
+    def distances(self, image: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
+        """A (h, w) float32 map a layer, over the whole (H, W, 3) uint8 image."""
         ...
 
 
-def measure_offset(
+def measure_offsets(
     bank: Measurable, images: Sequence[NDArray[np.uint8]], scale: float, cell_px: int
-) -> tuple[float, float]:
-    """Median (dy, dx) by which planted patches come back too low and too far right, pixels of the scaled image.
+) -> tuple[tuple[float, float], ...]:
+    """For each layer the median (dy, dx) by which planted patches come back too low and too far right.
+
+    Pixels of the scaled image; 0 where the images are too small to tell.
 
     Args:
-        bank: gives the map; not yet corrected.
+        bank: gives the maps; not yet corrected.
         images: (H, W, 3) uint8 good parts.
         scale: scaled pixels per pixel of the original.
-        cell_px: side of a map's cell, scaled pixels.
+        cell_px: side of a map's finest cell, scaled pixels.
     """
     side = max(2, round(PATCH_CELLS * cell_px / scale))
-    found = [offset for image in images for offset in _offsets(bank, image, side)]
-    if not found:
+    layers = zip(*(_offsets(bank, image, side) for image in images), strict=True)
+    found = [[offset for offsets in layer for offset in offsets] for layer in layers]
+    return tuple(_median(offsets, scale) for offsets in found)
+
+
+def _median(offsets: Sequence[tuple[float, float]], scale: float) -> tuple[float, float]:
+    if not offsets:
         return 0.0, 0.0
-    dy, dx = np.median(np.array(found), axis=0) * scale
+    dy, dx = np.median(np.array(offsets), axis=0) * scale
     return float(dy), float(dx)
 
 
-def _offsets(bank: Measurable, image: NDArray[np.uint8], side: int) -> list[tuple[float, float]]:
-    """(dy, dx) in pixels of the image for each planted patch that shows."""
+def _offsets(bank: Measurable, image: NDArray[np.uint8], side: int) -> list[list[tuple[float, float]]]:
+    """For each layer (dy, dx) in pixels of the image of each planted patch that shows."""
     height, width = image.shape[:2]
+    before = bank.distances(image)
     if min(height, width) < 8 * side:
-        return []
+        return [[] for _ in before]
     corners = [(round(height * v - side / 2), round(width * u - side / 2)) for v in PLACES for u in PLACES]
     planted = image.copy()
     checker = np.kron([[255, 0], [0, 255]], np.ones((-(-side // 2), -(-side // 2))))[:side, :side, None]
     for y, x in corners:
         planted[y : y + side, x : x + side] = checker
-    rise = np.maximum(bank.distances(planted) - bank.distances(image), 0)
+    rises = [np.maximum(after - good, 0) for after, good in zip(bank.distances(planted), before, strict=True)]
     centres = [(y + side / 2, x + side / 2) for y, x in corners]
-    return [offset for centre in centres if (offset := _offset(rise, image.shape[:2], centre)) is not None]
+    return [
+        [offset for centre in centres if (offset := _offset(rise, image.shape[:2], centre)) is not None]
+        for rise in rises
+    ]
 
 
 def _offset(

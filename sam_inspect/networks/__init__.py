@@ -1,4 +1,4 @@
-"""Networks with their weights in them, each loaded once a process and device, so that heatmap and masks share one SAM."""
+"""Networks with their weights in them, each loaded once a process and device: heatmap and masks share one SAM."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ class BackboneSpec(Protocol):
     @property
     def name(self) -> str:
         """Known weights, or a timm model."""
+
     @property
     def layers(self) -> tuple[int, ...]:
         """Which layers answer."""
+
     @property
     def weights(self) -> str | None:
         """A weights file instead of the known weights."""
+
     @property
     def options(self) -> dict[str, Any]:
         """Further arguments of `timm.create_model`."""

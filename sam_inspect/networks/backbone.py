@@ -47,21 +47,21 @@ class SamTrunk:
 
 
 class TimmBackbone:
-    """Any timm model that has `forward_intermediates`; `layers` are its indices there (blocks of a ViT, else stages)."""
+    """Any timm model with `forward_intermediates`; `layers` are its indices there (blocks of a ViT, else stages)."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[int]) -> None:
+    def __init__(self, model: Any, layers: Sequence[int]) -> None:
         self.model, self.layers = model, list(layers)
-        reductions = model.feature_info.reduction()  # type: ignore[operator,union-attr]
+        reductions = [info["reduction"] for info in model.feature_info]
         if max(layers) >= len(reductions) or min(layers) < 0:
             raise ConfigError(f"layers: {list(layers)} do not exist", f"choose among 0 to {len(reductions) - 1}")
         self.multiple_px = int(max(reductions[layer] for layer in layers))
-        mean, std = (np.array(model.pretrained_cfg[key]) * 255 for key in ("mean", "std"))  # type: ignore[index]
+        mean, std = (np.array(model.pretrained_cfg[key]) * 255 for key in ("mean", "std"))
         self._normalise = _Normalise(mean, std, next(model.parameters()).device)
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> list[Tensor]:
         """See `Backbone.features`."""
-        found: list[Tensor] = self.model.forward_intermediates(  # type: ignore[operator]
+        found: list[Tensor] = self.model.forward_intermediates(
             self._normalise(images), indices=self.layers, intermediates_only=True, stop_early=True
         )
         return found

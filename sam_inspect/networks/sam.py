@@ -1,7 +1,7 @@
 """SAM's three modules by name: an image encoder, segment_anything's own prompt encoder and mask decoder.
 
-`mobile_sam`'s trunk is timm's `tiny_vit_5m_224` under renamed keys (MobileSAM, Zhang et al. 2023), the vit_* encoders are
-segment_anything's (Kirillov et al., ICCV 2023). Both answer at any input size that is a multiple of 32 for `mobile_sam`;
+`mobile_sam`'s trunk is timm's `tiny_vit_5m_224` under renamed keys (MobileSAM, Zhang et al. 2023), the vit_* encoders
+are segment_anything's (Kirillov et al., ICCV 2023). `mobile_sam` answers at any input size that is a multiple of 32,
 vit_* only at 1024, to which their position table belongs.
 """
 
@@ -11,6 +11,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import timm
 import torch
@@ -37,9 +38,12 @@ NAMES = ("mobile_sam", *VIT)
 class TinyVitEncoder(nn.Module):
     """MobileSAM's image encoder: timm's TinyViT trunk, its last stage kept at stride 16, and SAM's neck."""
 
+    patch_embed: nn.Module
+    stages: nn.Sequential
+
     def __init__(self) -> None:
         super().__init__()
-        trunk = timm.create_model(MOBILE_TRUNK, num_classes=0)
+        trunk: Any = timm.create_model(MOBILE_TRUNK, num_classes=0)
         trunk.stages[3].downsample.conv2.conv.stride = (1, 1)
         del trunk.head
         self.patch_embed, self.stages = trunk.patch_embed, trunk.stages
@@ -114,7 +118,9 @@ def load_checked(module: nn.Module, tensors: Mapping[str, Tensor], name: str) ->
         if key in tensors and tensors[key].shape != value.shape
     ]
     if wrong:
-        raise WeightsError(f"weights do not fit {name}: {wrong[0]} ({len(wrong)} such keys)", "use that network's weights")
+        raise WeightsError(
+            f"weights do not fit {name}: {wrong[0]} ({len(wrong)} such keys)", "use that network's weights"
+        )
     module.load_state_dict(dict(tensors), strict=False)
 
 
@@ -157,7 +163,10 @@ def _image_encoder(name: str) -> nn.Module:
 def _prompt_encoder() -> PromptEncoder:
     side = NATIVE_PX // STRIDE
     return PromptEncoder(
-        embed_dim=EMBED_DIM, image_embedding_size=(side, side), input_image_size=(NATIVE_PX, NATIVE_PX), mask_in_chans=16
+        embed_dim=EMBED_DIM,
+        image_embedding_size=(side, side),
+        input_image_size=(NATIVE_PX, NATIVE_PX),
+        mask_in_chans=16,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sam_inspect.config import Section, validated
+from sam_inspect.networks import load_sam
 from sam_inspect.networks.sam import PIXEL_MEAN, PIXEL_STD, SamNetwork, build_sam
 from sam_inspect.records import Candidates, Prompt, View
 
@@ -37,8 +40,17 @@ class Embedding:
     features: Tensor
 
 
+class SamArgs(Section):
+    """Arguments of every SAM."""
+
+    weights: str | None = None
+    """A weights file instead of the known weights of that name."""
+
+
 class Sam:
-    """A `SamNetwork` as a `Segmenter`."""
+    """A `SamNetwork` as a `Segmenter`; the subclasses below are the plugins, by the name of their network."""
+
+    name: ClassVar[str]
 
     def __init__(self, network: SamNetwork) -> None:
         self.network = network
@@ -48,6 +60,13 @@ class Sam:
     def from_tensors(cls, name: str, tensors: Mapping[str, Tensor], device: str = "cpu") -> Sam:
         """The network `name` from tensors under segment_anything's key names. Raises WeightsError."""
         return cls(build_sam(name, tensors, device))
+
+    @classmethod
+    def from_config(cls, args: Mapping[str, Any], *, device: str) -> Sam:
+        """See `Segmenter.from_config`; the subclass says which network."""
+        parsed = validated(SamArgs, dict(args), "segmenter.args")
+        network, _ = load_sam(cls.name, parsed.weights, device)
+        return cls(network)
 
     def segment(self, image: NDArray[np.uint8], views: Sequence[View]) -> list[Candidates]:
         """See `Segmenter.segment`; views of the same input size are encoded in one batch."""
@@ -94,6 +113,30 @@ class Sam:
         return [answers[index] for index in range(len(prompts))]
 
 
+class MobileSam(Sam):
+    """MobileSAM (Zhang et al. 2023), the default: views of any size."""
+
+    name = "mobile_sam"
+
+
+class SamVitB(Sam):
+    """SAM with ViT-B (Kirillov et al., ICCV 2023): views of 1024 pixels."""
+
+    name = "sam_vit_b"
+
+
+class SamVitL(Sam):
+    """SAM with ViT-L."""
+
+    name = "sam_vit_l"
+
+
+class SamVitH(Sam):
+    """SAM with ViT-H."""
+
+    name = "sam_vit_h"
+
+
 def _crop(image: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
     """The view's crop at the network's scale, (h, w, 3): by Pillow's bilinear filter, the one SAM's weights know."""
     x0, y0, x1, y1 = view.crop_xyxy
@@ -106,7 +149,7 @@ def _normalised(pixels: NDArray[np.uint8], input_px: int) -> Tensor:
     """(h, w, 3) uint8 -> (3, input_px, input_px) float32, padded right and below with zeros as SAM does."""
     square = np.zeros((input_px, input_px, 3), np.float32)
     height, width = pixels.shape[:2]
-    square[:height, :width] = (pixels - np.float32(PIXEL_MEAN)) / np.float32(PIXEL_STD)
+    square[:height, :width] = (pixels - np.array(PIXEL_MEAN, np.float32)) / np.array(PIXEL_STD, np.float32)
     return torch.from_numpy(square).permute(2, 0, 1).contiguous()
 
 
@@ -147,4 +190,4 @@ def _to_input(xy: NDArray[np.float32], view: View) -> NDArray[np.float32]:
     crop_h, crop_w = view.crop_hw
     height, width = view.input_hw
     scale = np.array([width / crop_w, height / crop_h], np.float32)
-    return ((xy - np.float32(view.crop_xyxy[:2])) * scale).astype(np.float32)
+    return np.asarray((xy - np.array(view.crop_xyxy[:2], np.float32)) * scale, np.float32)

@@ -1,0 +1,247 @@
+"""The whole way of an image: localize, prompt, segment, choose, judge."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sam_inspect.choose import choose
+from sam_inspect.config import RecipeConfig
+from sam_inspect.errors import ConfigError, ImageError, UsageError
+from sam_inspect.images import read_image
+from sam_inspect.judge import calibrated_threshold, judge, measure
+from sam_inspect.localize import Localizer, Trainable
+from sam_inspect.localize.boxes import GivenBox, GivenBoxes
+from sam_inspect.plugins import broken_contract, load_plugin
+from sam_inspect.prompt import find_regions, plan_views
+from sam_inspect.recipe import Recipe, load_recipe
+from sam_inspect.records import Defect, Inspection, Localization
+from sam_inspect.segment import Segmenter
+
+Source = str | Path | bytes | NDArray[Any]
+READ_AHEAD = 4
+
+
+class Inspector:
+    """The stages of one recipe, ready to run.
+
+    Attributes:
+        config: every choice.
+        localizer: says where an image deviates; None where boxes are given.
+        segmenter: outlines.
+        threshold: scores above it fail; None where boxes are given.
+        recipe: what it was made from; None where boxes are given without one.
+    """
+
+    def __init__(
+        self,
+        config: RecipeConfig,
+        segmenter: Segmenter,
+        *,
+        localizer: Localizer | None = None,
+        threshold: float | None = None,
+        recipe: Recipe | None = None,
+        boxes: Mapping[str, Sequence[GivenBox]] | None = None,
+    ) -> None:
+        self.config, self.segmenter, self.localizer = config, segmenter, localizer
+        self.threshold, self.recipe, self.boxes = threshold, recipe, boxes
+
+    @classmethod
+    def from_recipe(
+        cls,
+        folder: str | Path,
+        device: str = "auto",
+        *,
+        threshold: float | None = None,
+        false_reject_rate: float | None = None,
+        min_area_px: int | None = None,
+    ) -> Inspector:
+        """The recipe's inspector.
+
+        Args:
+            folder: the recipe.
+            device: `auto`, `cpu` or `cuda`.
+            threshold: instead of the calibrated one.
+            false_reject_rate: calibrates to this share of good parts instead of the recipe's, above 0 and below 1.
+            min_area_px: instead of the recipe's.
+
+        Raises:
+            RecipeError, WeightsError, PluginError, ConfigError: what was asked for cannot be.
+        """
+        recipe = load_recipe(Path(folder))
+        config = adjusted(recipe.config, false_reject_rate, min_area_px)
+        if threshold is None:
+            threshold = calibrated_threshold(recipe.calibration_scores, config.judge.false_reject_rate)
+        place = pick_device(device)
+        localizer_class = load_plugin("localizers", config.localizer.name)
+        if not issubclass(localizer_class, Trainable):
+            raise broken_contract(config.localizer.name, localizer_class, Trainable)
+        localizer = localizer_class.from_state(config.localizer.args, recipe.tensors, recipe.facts, device=place)
+        return cls(config, _segmenter(config, place), localizer=localizer, threshold=threshold, recipe=recipe)
+
+    @classmethod
+    def from_boxes(
+        cls,
+        boxes: Mapping[str, Sequence[GivenBox]],
+        device: str = "auto",
+        *,
+        config: RecipeConfig | None = None,
+        min_area_px: int | None = None,
+    ) -> Inspector:
+        """An inspector of given boxes: no heatmap, no recipe.
+
+        Args:
+            boxes: by absolute path of the image, from `sam_inspect.localize.boxes.read_boxes`.
+            device: `auto`, `cpu` or `cuda`.
+            config: of prompt, segment and choose; the defaults where it is None.
+            min_area_px: defects of fewer pixels are dropped.
+
+        Raises:
+            WeightsError, PluginError, ConfigError: the segmenter cannot be built.
+        """
+        chosen = adjusted(config or RecipeConfig(), None, min_area_px)
+        return cls(chosen, _segmenter(chosen, pick_device(device)), boxes=boxes)
+
+    def inspect(self, source: Source, name: str = "image") -> Inspection:
+        """One image's inspection.
+
+        Args:
+            source: a path, the bytes of a file, or an array as `sam_inspect.images.read_image` takes it.
+            name: what the inspection calls bytes and arrays.
+
+        Raises:
+            ImageError: it cannot be read. (In `inspect_many` that is an Inspection with the verdict `error`.)
+        """
+        start = time.perf_counter()
+        image = read_image(source, name=name)
+        read_ms = 1000 * (time.perf_counter() - start)
+        label = str(source) if isinstance(source, str | Path) else name
+        return self._inspect(image, label, read_ms)
+
+    def inspect_many(self, paths: Iterable[str | Path]) -> Iterator[Inspection]:
+        """An inspection of each file, in order; files are read ahead while the networks work.
+
+        One that cannot be read gives an Inspection with the verdict `error`, which says why.
+        """
+        for label, read in _read_ahead(paths):
+            try:
+                image, read_ms = read.result()
+                yield self._inspect(image, label, read_ms)
+            except ImageError as error:
+                yield Inspection(label, "error", error=str(error))
+
+    def outline(self, image: NDArray[np.uint8], boxes: Sequence[tuple[float, float, float, float]]) -> list[Defect]:
+        """SAM's mask of each given box, largest first; none for a box that lies outside or in which SAM sees nothing.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            boxes: x0, y0, x1, y1 in pixels.
+        """
+        localization = GivenBoxes([GivenBox(box, None) for box in boxes]).localize(image)
+        views = plan_views(localization.regions, localization.original_hw, self.config.prompt)
+        candidates = self.segmenter.segment(image, views)
+        every_box = self.config.choose.model_copy(update={"duplicate_iou": 1.0})
+        outlines = choose(candidates, localization, every_box)
+        return [measure(outline, self.config.judge.pixel_size_mm) for outline in outlines]
+
+    def _inspect(self, image: NDArray[np.uint8], name: str, read_ms: float) -> Inspection:
+        """The whole of it."""
+        clock = _Clock(read_ms)
+        localization = self._localize(image, name)
+        clock.ends("localize")
+        views = plan_views(localization.regions, localization.original_hw, self.config.prompt)
+        clock.ends("prompt")
+        candidates = self.segmenter.segment(image, views) if views else []
+        clock.ends("segment")
+        outlines = choose(candidates, localization, self.config.choose)
+        clock.ends("choose")
+        inspection = judge(outlines, localization, self.threshold, self.config.judge)
+        clock.ends("judge")
+        return replace(inspection, image=name, timings_ms=clock.timings_ms)
+
+    def boxes_of(self, name: str) -> Sequence[GivenBox]:
+        """The boxes given for an image, by its path; () where none are."""
+        return (self.boxes or {}).get(os.path.abspath(name), ())  # noqa: PTH100 (Path.resolve would follow links)
+
+    def _localize(self, image: NDArray[np.uint8], name: str) -> Localization:
+        """The map with its regions, or the given boxes."""
+        if self.boxes is not None:
+            return GivenBoxes(self.boxes_of(name)).localize(image)
+        assert self.localizer is not None
+        assert self.threshold is not None
+        found = self.localizer.localize(image)
+        if found.anomaly_map is None:
+            return found
+        regions = find_regions(found.anomaly_map, found.original_hw, self.threshold, self.config.prompt)
+        return replace(found, regions=regions)
+
+
+class _Clock:
+    """Milliseconds of each stage."""
+
+    def __init__(self, read_ms: float) -> None:
+        self.timings_ms = {"read": read_ms}
+        self._last = time.perf_counter()
+
+    def ends(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.timings_ms[stage] = 1000 * (now - self._last)
+        self._last = now
+
+
+def _read_ahead(paths: Iterable[str | Path]) -> Iterator[tuple[str, Future[tuple[NDArray[np.uint8], float]]]]:
+    """Each path with its image, read in a thread; no more than a few wait."""
+    remaining = iter(paths)
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
+        waiting = [(str(path), pool.submit(_timed_read, path)) for path in islice(remaining, READ_AHEAD)]
+        try:
+            for following in chain(remaining, [None] * len(waiting)):
+                yield waiting.pop(0)
+                if following is not None:
+                    waiting.append((str(following), pool.submit(_timed_read, following)))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _timed_read(path: str | Path) -> tuple[NDArray[np.uint8], float]:
+    start = time.perf_counter()
+    return read_image(path), 1000 * (time.perf_counter() - start)
+
+
+def adjusted(config: RecipeConfig, false_reject_rate: float | None, min_area_px: int | None) -> RecipeConfig:
+    """The config with what a command line says instead. Raises ConfigError for a rate of 0 or 1."""
+    changes: dict[str, Any] = {}
+    if false_reject_rate is not None:
+        if not 0 < false_reject_rate < 1:
+            raise ConfigError(
+                f"false reject rate {false_reject_rate:g}: cannot be kept", "give one above 0 and below 1"
+            )
+        changes["false_reject_rate"] = false_reject_rate
+    if min_area_px is not None:
+        changes["min_area_px"] = min_area_px
+    return config.model_copy(update={"judge": config.judge.model_copy(update=changes)})
+
+
+def pick_device(device: str) -> str:
+    """`cpu` or `cuda`. Raises UsageError where CUDA is asked for and there is none."""
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise UsageError("--device cuda: this machine has no CUDA device", "give --device cpu, or auto")
+    return "cuda" if available and device != "cpu" else "cpu"
+
+
+def _segmenter(config: RecipeConfig, device: str) -> Segmenter:
+    segmenter_class = load_plugin("segmenters", config.segmenter.name)
+    if not issubclass(segmenter_class, Segmenter):
+        raise broken_contract(config.segmenter.name, segmenter_class, Segmenter)
+    return segmenter_class.from_config(config.segmenter.args, device=device)

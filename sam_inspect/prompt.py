@@ -1,0 +1,152 @@
+"""From an anomaly map to regions, and from regions to what SAM is asked: views of the image with boxes in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from sam_inspect.config import PromptConfig
+from sam_inspect.masks import components, resize_window
+from sam_inspect.records import Box, CropMask, Prompt, Region, View
+
+IMAGE_INPUT_PX = 1024
+Map = NDArray[np.float32]
+
+
+def find_regions(
+    anomaly_map: Map, original_hw: tuple[int, int], threshold: float, config: PromptConfig
+) -> tuple[Region, ...]:
+    """Connected parts of the map that rise above the threshold, each with its own outline; highest first.
+
+    A region begins at its peak and reaches down to `grow` of that peak, but not below `floor` of the threshold
+    (hysteresis). What of the map is above the threshold and in no region yet begins another one: nothing is dropped.
+    The map is brought to the image's resolution only around what rises.
+
+    Args:
+        anomaly_map: (h, w) float32 on any even grid over the image.
+        original_hw: (H, W) of the image, pixels.
+        threshold: in the map's units.
+        config: `grow` and `floor`.
+    """
+    low = min(threshold, config.floor * threshold)
+    regions = [
+        region
+        for window, rise in _windows(anomaly_map, original_hw, low, threshold)
+        for region in _regions_in(rise, window, low, threshold, config.grow)
+    ]
+    return tuple(sorted(regions, key=lambda region: -region.score))
+
+
+def _windows(anomaly_map: Map, original_hw: tuple[int, int], low: float, threshold: float) -> Iterator[tuple[Box, Map]]:
+    """Parts of the image around what rises above `threshold`, each with the map there at the image's resolution."""
+    rows, columns = anomaly_map.shape
+    scale_y, scale_x = original_hw[0] / rows, original_hw[1] / columns
+    # Between cells the map is interpolated: a pixel above `low` has such a cell among its four nearest.
+    above = cv2.dilate((anomaly_map > low).view(np.uint8), np.ones((3, 3), np.uint8)).view(bool)
+    for cells in components(above):
+        x0, y0, x1, y1 = cells.box_xyxy
+        if anomaly_map[y0:y1, x0:x1][cells.pixels].max() <= threshold:
+            continue
+        alone = anomaly_map.copy()
+        alone[y0:y1, x0:x1][~cells.pixels] = low
+        window = (int(x0 * scale_x), int(y0 * scale_y), int(np.ceil(x1 * scale_x)), int(np.ceil(y1 * scale_y)))
+        yield window, resize_window(alone, window, original_hw)
+
+
+def _regions_in(rise: Map, window: Box, low: float, threshold: float, grow: float) -> Iterator[Region]:
+    """The regions of one window, the highest first."""
+    left = rise > low
+    # Resampling may shave a lone cell's peak; the window was cut for what rises, so its highest pixel always counts.
+    least = min(threshold, float(rise.max()) - 1e-6)
+    while True:
+        peak = float(np.max(rise, initial=-np.inf, where=left))
+        if peak <= least:
+            return
+        level = max(low, grow * peak)
+        pixels = next(part for part in components(left & (rise > level)) if _peak(rise, part)[0] >= peak)
+        yield _region(rise, window, pixels)
+        x0, y0, x1, y1 = pixels.box_xyxy
+        left[y0:y1, x0:x1] &= ~_grown(pixels.pixels)
+
+
+def _grown(pixels: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return cv2.dilate(pixels.view(np.uint8), np.ones((3, 3), np.uint8)).view(bool)
+
+
+def _peak(rise: Map, part: CropMask) -> tuple[float, tuple[int, int]]:
+    """The highest value in a part, and (x, y) of it in the window."""
+    x0, y0, x1, y1 = part.box_xyxy
+    values = np.where(part.pixels, rise[y0:y1, x0:x1], -np.inf)
+    row, column = np.unravel_index(int(values.argmax()), values.shape)
+    return float(values[row, column]), (x0 + int(column), y0 + int(row))
+
+
+def _region(rise: Map, window: Box, part: CropMask) -> Region:
+    """A part of a window as a region of the image."""
+    left, top = window[:2]
+    x0, y0, x1, y1 = part.box_xyxy
+    box = (left + x0, top + y0, left + x1, top + y1)
+    score, (x, y) = _peak(rise, part)
+    return Region(box, (left + x + 0.5, top + y + 0.5), score, CropMask(box, part.pixels))
+
+
+def plan_views(regions: Sequence[Region], original_hw: tuple[int, int], config: PromptConfig) -> list[View]:
+    """The views that SAM is shown, with a box prompt for each region; [] for a good part.
+
+    A zoomed view is a square of `context` times its box's longer side, moved inside the image (never mirrored at its
+    border). Regions whose common view would still be shown without scaling it down share one.
+    """
+    if not regions:
+        return []
+    height, width = original_hw
+    if config.view == "image":
+        return [View((0, 0, width, height), IMAGE_INPUT_PX, _prompts(regions, range(len(regions))))]
+    crops = [_square(region.box_xyxy, original_hw, config.context, config.least_view_px) for region in regions]
+    return [
+        View(crop, config.input_px, _prompts(regions, indices)) for crop, indices in _shared(crops, original_hw, config)
+    ]
+
+
+def _prompts(regions: Sequence[Region], indices: Sequence[int]) -> tuple[Prompt, ...]:
+    boxes = ((index, regions[index].box_xyxy) for index in indices)
+    return tuple(
+        Prompt(box_xyxy=(float(x0), float(y0), float(x1), float(y1)), region=i) for i, (x0, y0, x1, y1) in boxes
+    )
+
+
+def _square(box: Box, original_hw: tuple[int, int], context: float, least_px: int) -> Box:
+    """A square about the box, moved inside the image; cut where the image is smaller than it."""
+    x0, y0, x1, y1 = box
+    side = max(round(context * max(x1 - x0, y1 - y0)), least_px)
+    spans = []
+    for centre, whole in (((x0 + x1) / 2, original_hw[1]), ((y0 + y1) / 2, original_hw[0])):
+        length = min(side, whole)
+        start = min(max(0, round(centre - length / 2)), whole - length)
+        spans.append((start, start + length))
+    (left, right), (top, bottom) = spans
+    return left, top, right, bottom
+
+
+def _shared(crops: Sequence[Box], original_hw: tuple[int, int], config: PromptConfig) -> list[tuple[Box, list[int]]]:
+    """Crops, each with the indices of the regions that it shows, after joining those that fit in one view."""
+    groups: list[tuple[Box, list[int]]] = []
+    for index, crop in sorted(enumerate(crops), key=lambda item: _side(item[1]), reverse=True):
+        for place, (other, indices) in enumerate(groups):
+            joined = _square(_hull(other, crop), original_hw, 1.0, config.least_view_px)
+            if _side(joined) <= max(_side(other), config.input_px):
+                groups[place] = (joined, [*indices, index])
+                break
+        else:
+            groups.append((crop, [index]))
+    return groups
+
+
+def _side(box: Box) -> int:
+    return max(box[2] - box[0], box[3] - box[1])
+
+
+def _hull(a: Box, b: Box) -> Box:
+    return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])

@@ -1,0 +1,149 @@
+"""A recipe folder to a `Recipe` and back: configuration and tensors, data only; nothing is built from it here.
+
+`recipe.yaml` is the configuration and the list of the other files with their SHA-256; `localizer.safetensors` is what
+the localizer learned, `calibration.safetensors` the scores of held-out good parts; `metrics.json` is what training
+found, `provenance.json` says from what, with what and when.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, from_numpy
+
+from sam_inspect.config import SCHEMA_VERSION, RecipeConfig, validated
+from sam_inspect.errors import RecipeError
+from sam_inspect.files import make_folder, write_bytes, write_text
+
+RECIPE, LOCALIZER, CALIBRATION = "recipe.yaml", "localizer.safetensors", "calibration.safetensors"
+METRICS, PROVENANCE = "metrics.json", "provenance.json"
+AGAIN = "copy the whole folder again, or train it again"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recipe:
+    """Everything that inspecting a product needs beside the pretrained weights.
+
+    Attributes:
+        folder: where it lies.
+        config: every choice, defaults included.
+        tensors: what the localizer learned; None of its values is interpreted here.
+        facts: plain data that the localizer keeps beside its tensors.
+        calibration_scores: (n,) float32 scores of good images, each by a fit that had not seen it.
+        calibration_pixels: (1001,) float32 quantiles of the values of their anomaly maps.
+        metrics: what training found: threshold, counts, seconds.
+        provenance: versions, weights, hash of the data, command, date.
+    """
+
+    folder: Path
+    config: RecipeConfig
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+    calibration_scores: NDArray[np.float32]
+    calibration_pixels: NDArray[np.float32]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_recipe(recipe: Recipe) -> None:
+    """Writes the folder; `recipe.yaml` last, so that a folder with one is whole.
+
+    Raises:
+        OutputError: the folder cannot be written or the disk is full.
+    """
+    folder = make_folder(recipe.folder)
+    calibration = {"scores": recipe.calibration_scores, "pixels": recipe.calibration_pixels}
+    contents = {
+        LOCALIZER: save({name: tensor.contiguous() for name, tensor in recipe.tensors.items()}),
+        CALIBRATION: save({name: from_numpy(np.array(array)) for name, array in calibration.items()}),
+        METRICS: _json(recipe.metrics),
+        PROVENANCE: _json(recipe.provenance),
+    }
+    for name, content in contents.items():
+        write_bytes(folder / name, content)
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "config": recipe.config.model_dump(mode="json"),
+        "localizer_facts": dict(recipe.facts),
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+    }
+    write_text(folder / RECIPE, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+
+
+def load_recipe(folder: Path) -> Recipe:
+    """The recipe that `save_recipe` wrote, after checking that every file is the one that it wrote.
+
+    Raises:
+        RecipeError: the folder or a file is missing, cut or changed, or of a newer schema.
+        ConfigError: a value of its configuration was changed to one that cannot be.
+    """
+    document = _document(folder)
+    hashes = document["files"]
+    contents = {
+        name: _content(folder / name, hashes.get(name)) for name in (LOCALIZER, CALIBRATION, METRICS, PROVENANCE)
+    }
+    calibration = _tensors(folder / CALIBRATION, contents[CALIBRATION])
+    return Recipe(
+        folder=folder,
+        config=validated(RecipeConfig, document["config"], str(folder / RECIPE)),
+        tensors=_tensors(folder / LOCALIZER, contents[LOCALIZER]),
+        facts=document["localizer_facts"],
+        calibration_scores=calibration["scores"].numpy(),
+        calibration_pixels=calibration["pixels"].numpy(),
+        metrics=json.loads(contents[METRICS]),
+        provenance=json.loads(contents[PROVENANCE]),
+    )
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(dict(data), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    """`recipe.yaml`, of a schema that this program knows."""
+    path = folder / RECIPE
+    if not path.is_file():
+        what = "holds no recipe.yaml" if folder.is_dir() else "does not exist"
+        raise RecipeError(f"{folder}: {what}", f"train a recipe: sam-inspect train DATA --recipe {folder}")
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read ({' '.join(str(error).split())})", AGAIN) from None
+    if not isinstance(document, dict) or not isinstance(document.get("schema_version"), int):
+        raise RecipeError(f"{path}: says no schema_version", AGAIN)
+    version = document["schema_version"]
+    if version > SCHEMA_VERSION:
+        remedy = "update sam-inspect, or train again with this one"
+        raise RecipeError(f"{path}: its schema is {version}, this program knows up to {SCHEMA_VERSION}", remedy)
+    missing = [key for key in ("config", "localizer_facts", "files") if not isinstance(document.get(key), dict)]
+    if missing:
+        raise RecipeError(f"{path}: lacks {missing[0]!r}", AGAIN)
+    return document
+
+
+def _content(path: Path, sha256: str | None) -> bytes:
+    """A file's bytes, if they are those that were written."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror})", AGAIN) from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise RecipeError(f"{path}: is cut or was changed, its SHA-256 is not the one in {RECIPE}", AGAIN)
+    return content
+
+
+def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise RecipeError(f"{path}: holds no tensors ({error})", AGAIN) from None

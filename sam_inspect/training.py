@@ -1,0 +1,137 @@
+"""Good images to a recipe: fit the localizer, calibrate the threshold on parts it has not seen, write the folder."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sam_inspect.config import RecipeConfig
+from sam_inspect.datasets import good_images
+from sam_inspect.errors import ConfigError, DatasetError, ImageError
+from sam_inspect.files import make_folder
+from sam_inspect.images import read_image
+from sam_inspect.judge import calibrated_threshold
+from sam_inspect.localize import Fit, Localizer, Trainable
+from sam_inspect.pipeline import adjusted, pick_device
+from sam_inspect.plugins import broken_contract, load_plugin
+from sam_inspect.progress import Progress
+from sam_inspect.recipe import RECIPE, Recipe, save_recipe
+
+PACKAGES = ("sam-inspect", "torch", "timm", "numpy", "opencv-python-headless", "segment-anything")
+log = logging.getLogger(__name__)
+
+
+def train_recipe(
+    data: Path,
+    folder: Path,
+    config: RecipeConfig,
+    *,
+    false_reject_rate: float | None = None,
+    device: str = "auto",
+    progress: Progress,
+) -> Recipe:
+    """Learns good parts and writes the recipe.
+
+    Args:
+        data: MVTec layout (only train/good is read), or a plain folder of good images.
+        folder: of the recipe; an older one there is replaced.
+        config: every choice.
+        false_reject_rate: share of good parts that may fail, instead of the config's; above 0, below 1.
+        device: `auto`, `cpu` or `cuda`.
+        progress: shows how far it is.
+
+    Raises:
+        DatasetError: too few good images, or none that can be read.
+        ConfigError, WeightsError, PluginError, OutputError.
+    """
+    config = adjusted(config, false_reject_rate, None)
+    localizer_class = load_plugin("localizers", config.localizer.name)
+    if not issubclass(localizer_class, Localizer):
+        raise broken_contract(config.localizer.name, localizer_class, Localizer)
+    if not issubclass(localizer_class, Trainable):
+        raise ConfigError(f"localizer {config.localizer.name}: learns nothing from good images", "name another one")
+    images = _readable(good_images(data), data, progress)
+    make_folder(folder)  # before minutes of work, not after them
+    (folder / RECIPE).unlink(missing_ok=True)
+    start = time.monotonic()
+    localizer, fit = localizer_class.fit(images, config.localizer.args, device=pick_device(device), progress=progress)
+    tensors, facts = localizer.state()
+    recipe = Recipe(
+        folder=folder,
+        config=config,
+        tensors=tensors,
+        facts=facts,
+        calibration_scores=fit.calibration_scores,
+        calibration_pixels=fit.calibration_pixels,
+        metrics=_metrics(fit, config, len(images), time.monotonic() - start),
+        provenance=_provenance(data, images, fit),
+    )
+    save_recipe(recipe)
+    return recipe
+
+
+def _readable(images: Sequence[Path], data: Path, progress: Progress) -> list[Path]:
+    """Those that can be decoded; each other one is a warning."""
+    good = []
+    for image in progress(images, "reading good parts", len(images)):
+        try:
+            read_image(image)
+            good.append(image)
+        except ImageError as error:
+            log.warning("%s; left out", error)
+            last = error
+    if not good:
+        raise DatasetError(f"{data}: none of {len(images)} images can be read, the last: {last.problem}", last.remedy)
+    if len(good) < 2:
+        raise DatasetError(f"{data}: only one good image", "give at least two, better twenty or more")
+    return good
+
+
+def _metrics(fit: Fit, config: RecipeConfig, count: int, seconds: float) -> dict[str, Any]:
+    """What training found: how good parts score, and where the threshold lies among them."""
+    rate = config.judge.false_reject_rate
+    threshold = calibrated_threshold(fit.calibration_scores, rate)
+    scores = fit.calibration_scores
+    return {
+        "good_images": count,
+        "held_out_images": len(scores),
+        "false_reject_rate": rate,
+        "threshold": threshold,
+        "held_out_rejected": float(np.mean(scores > threshold)),
+        "held_out_scores": {"median": float(np.median(scores)), "highest": float(scores.max())},
+        "seconds": round(seconds, 1),
+    }
+
+
+def _provenance(data: Path, images: Sequence[Path], fit: Fit) -> dict[str, Any]:
+    """Everything an auditor asks: from what, with what, when."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(image.name.encode("utf-8", "surrogateescape") + b"\0" + image.read_bytes())
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "data": str(data.absolute()),
+        "data_sha256": digest.hexdigest(),
+        "weights": fit.weights,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

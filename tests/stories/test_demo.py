@@ -1,0 +1,80 @@
+"""The first thing that a newcomer runs: it comes to an end, shows figures and pictures, and can be run again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def figures_of(folder: Path) -> dict[str, Any]:
+    """What was scored, without the seconds."""
+
+    def timeless(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: timeless(value) for key, value in part.items() if key != "seconds"}
+        return part
+
+    found: dict[str, Any] = timeless(json.loads((folder / "results" / "figures.json").read_text()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def demo(sam_inspect, tmp_path_factory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("newcomer") / "demo"
+    answer = sam_inspect("demo", "--out", folder)
+    assert answer.status == 0, answer.err
+    return folder, answer
+
+
+def test_it_prints_a_table_and_the_path_of_the_page(demo) -> None:
+    folder, answer = demo
+    page = folder / "results" / "index.html"
+    assert answer.out.splitlines()[-1] == str(page)
+    assert page.stat().st_size > 0
+    for word in ("chip", "contamination", "dent", "scratch", "refined", "gt_boxes", "auroc"):
+        assert word in answer.out.lower()
+
+
+def test_the_drawn_defects_are_found_and_outlined(demo) -> None:
+    figures = figures_of(demo[0])
+    assert figures["count"]["defective"] == 20
+    assert figures["image"]["auroc"] > 0.9
+    ious = {column: figures["masks"][column]["mean_iou"] for column in ("refined", "heatmap", "heatmap_oracle")}
+    assert ious["refined"] > max(ious["heatmap"], ious["heatmap_oracle"])
+
+
+def test_each_defective_part_has_its_pictures(demo) -> None:
+    folder, _ = demo
+    lines = (folder / "results" / "results.jsonl").read_text().splitlines()
+    inspected = {Path(json.loads(line)["image"]) for line in lines}
+    assert inspected == set((folder / "product" / "test").glob("*/*.png"))
+    for image in inspected:
+        assert (folder / "results" / "masks" / image.parent.name / f"{image.stem}.png").exists()
+
+
+def test_it_can_be_run_again_where_it_was_interrupted_or_spoilt(demo, sam_inspect) -> None:
+    folder, _ = demo
+    before = figures_of(folder)
+    spoilt = folder / "product" / "train" / "good" / "003.png"
+    whole = spoilt.read_bytes()
+    spoilt.write_bytes(whole[:5000])
+    next((folder / "recipe").glob("*.safetensors")).unlink()
+    answer = sam_inspect("demo", "--out", folder, "--quiet")
+    assert answer.status == 0, answer.err
+    assert spoilt.read_bytes() == whole
+    assert figures_of(folder) == before
+
+
+@pytest.mark.parametrize("name", ["product", "recipe", "results"])
+def test_ones_own_work_is_not_written_over(sam_inspect, tmp_path: Path, name: str) -> None:
+    mine = tmp_path / name / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("a week's work")
+    answer = sam_inspect("demo", "--out", tmp_path)
+    assert answer.status == 2
+    assert str(mine.parent) in answer.error()
+    assert "choose another folder" in answer.error()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]

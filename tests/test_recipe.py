@@ -1,0 +1,174 @@
+"""A recipe folder on its way to another machine: whole, or one clear line about what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from sam_inspect import recipe as recipe_module
+from sam_inspect.config import SCHEMA_VERSION, PromptConfig, RecipeConfig, StageConfig
+from sam_inspect.errors import ConfigError, OutputError, RecipeError
+from sam_inspect.recipe import CALIBRATION, LOCALIZER, METRICS, PROVENANCE, RECIPE, Recipe, load_recipe, save_recipe
+
+FILES = (CALIBRATION, LOCALIZER, METRICS, PROVENANCE)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    """A small recipe, saved."""
+    config = RecipeConfig(
+        localizer=StageConfig(name="memory_bank", args={"bank_patches": 100}), prompt=PromptConfig(context=3)
+    )
+    saved = Recipe(
+        folder=tmp_path / "recipe",
+        config=config,
+        tensors={"0.1.rows": torch.rand(3, 4).half(), "0.1.turned": torch.rand(5, 4).T},
+        facts={"banks": [{"scale": 0.5, "offsets_yx": [[1.0, -2.5]]}]},
+        calibration_scores=np.array([0.5, 1.5, 1.25], np.float32),
+        calibration_pixels=np.linspace(0, 1, 1001, dtype=np.float32),
+        metrics={"threshold": 1.75, "good_images": 3},
+        provenance={"data": "/plant/Gehäuse/gut", "packages": {"numpy": "2"}},
+    )
+    save_recipe(saved)
+    return saved
+
+
+def test_a_recipe_comes_back_as_it_was(recipe: Recipe) -> None:
+    back = load_recipe(recipe.folder)
+    assert back.config == recipe.config
+    assert back.facts == recipe.facts
+    assert back.metrics == recipe.metrics
+    assert back.provenance == recipe.provenance
+    assert back.tensors.keys() == recipe.tensors.keys()
+    assert all(torch.equal(back.tensors[name], tensor) for name, tensor in recipe.tensors.items())
+    assert all(back.tensors[name].dtype == tensor.dtype for name, tensor in recipe.tensors.items())
+    np.testing.assert_array_equal(back.calibration_scores, recipe.calibration_scores)
+    np.testing.assert_array_equal(back.calibration_pixels, recipe.calibration_pixels)
+
+
+def test_it_is_the_same_recipe_in_another_folder(recipe: Recipe, tmp_path: Path) -> None:
+    moved = recipe.folder.rename(tmp_path / "station 7")
+    assert load_recipe(moved).facts == recipe.facts
+
+
+def test_the_yaml_can_be_read_by_a_person_and_says_every_choice(recipe: Recipe) -> None:
+    document = yaml.safe_load((recipe.folder / RECIPE).read_text())
+    assert document["schema_version"] == SCHEMA_VERSION
+    assert document["config"]["prompt"]["context"] == 3
+    assert document["config"]["judge"].keys() == RecipeConfig().judge.model_dump().keys()
+    assert sorted(document["files"]) == sorted(FILES)
+    assert json.loads((recipe.folder / PROVENANCE).read_text(encoding="utf-8"))["data"] == "/plant/Gehäuse/gut"
+
+
+def test_a_choice_may_be_changed_by_hand(recipe: Recipe) -> None:
+    text = (recipe.folder / RECIPE).read_text()
+    (recipe.folder / RECIPE).write_text(text.replace("context: 3", "context: 4"))
+    assert load_recipe(recipe.folder).config.prompt.context == 4
+
+
+def test_a_choice_that_cannot_be_is_named(recipe: Recipe) -> None:
+    text = (recipe.folder / RECIPE).read_text()
+    (recipe.folder / RECIPE).write_text(text.replace("context:", "contxt:"))
+    with pytest.raises(ConfigError, match=r"recipe.yaml: unknown key 'prompt.contxt'; did you mean 'context'\?"):
+        load_recipe(recipe.folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "is cut or was changed"),
+        (lambda path: path.write_bytes(b""), "is cut or was changed"),
+        (
+            lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
+            "is cut or was changed",
+        ),
+        (lambda path: path.unlink(), "cannot be read (No such file or directory)"),
+        (lambda path: (path.unlink(), path.mkdir()), "cannot be read (Is a directory)"),
+    ],
+    ids=["cut", "empty", "changed", "missing", "a folder"],
+)
+def test_a_damaged_file_is_named(recipe: Recipe, name: str, damage: Callable[[Path], object], says: str) -> None:
+    damage(recipe.folder / name)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe.folder)
+    assert str(caught.value).startswith(f"{recipe.folder / name}: {says}")
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "says no schema_version"),
+        ("[1, 2]", "says no schema_version"),
+        ("schema_version: one", "says no schema_version"),
+        ("a: [1", "cannot be read"),
+        ("schema_version: 1\n", "lacks 'config'"),
+        ("schema_version: 1\nconfig: {}\nlocalizer_facts: {}\nfiles: [a]\n", "lacks 'files'"),
+        ("schema_version: 1\nconfig: {}\nlocalizer_facts: {}\nfiles: {}\n", "is cut or was changed"),
+        (f"schema_version: {SCHEMA_VERSION + 1}\n", f"its schema is {SCHEMA_VERSION + 1}, this program knows up to"),
+    ],
+)
+def test_a_damaged_yaml_is_one_line(recipe: Recipe, text: str, says: str) -> None:
+    (recipe.folder / RECIPE).write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe.folder)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_yaml_that_is_cut_anywhere_never_loads_as_less(recipe: Recipe) -> None:
+    whole = (recipe.folder / RECIPE).read_bytes()
+    for length in range(0, len(whole) - 2, 7):
+        (recipe.folder / RECIPE).write_bytes(whole[:length])
+        with pytest.raises((RecipeError, ConfigError)):
+            load_recipe(recipe.folder)
+
+
+def test_bytes_that_are_no_text_are_refused(recipe: Recipe) -> None:
+    (recipe.folder / RECIPE).write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(recipe.folder)
+
+
+def test_nothing_in_the_yaml_is_run(recipe: Recipe, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    (recipe.folder / RECIPE).write_text(f"schema_version: !!python/object/apply:pathlib.Path.touch [{mark}]\n")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(recipe.folder)
+    assert not mark.exists()
+
+
+def test_a_folder_without_a_recipe_and_no_folder_name_the_command(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"holds no recipe.yaml; train a recipe: sam-inspect train DATA --recipe "):
+        load_recipe(tmp_path)
+    with pytest.raises(RecipeError, match="does not exist"):
+        load_recipe(tmp_path / "nowhere")
+
+
+def test_training_again_into_the_same_folder_replaces_it(recipe: Recipe) -> None:
+    save_recipe(replace(recipe, metrics={"threshold": 2.0}))
+    assert load_recipe(recipe.folder).metrics == {"threshold": 2.0}
+
+
+def test_a_folder_that_is_half_written_is_no_recipe(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    (recipe.folder / RECIPE).unlink()
+    written = recipe_module.write_bytes
+
+    def full_disk(path: Path, content: bytes) -> None:
+        if path.name == METRICS:
+            raise OutputError(f"{path}: cannot be written (No space left on device)", "free space")
+        written(path, content)
+
+    monkeypatch.setattr(recipe_module, "write_bytes", full_disk)
+    with pytest.raises(OutputError):
+        save_recipe(recipe)
+    with pytest.raises(RecipeError, match=r"holds no recipe.yaml"):
+        load_recipe(recipe.folder)
