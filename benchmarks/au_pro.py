@@ -25,7 +25,7 @@ Masks = NDArray[np.bool_]
 def main(
     maps: Annotated[int, typer.Option(metavar="N", min=1, help="Number of maps.")] = 50,
     size: Annotated[int, typer.Option(metavar="PX", min=32, help="Side of a map.")] = 1024,
-    limit: Annotated[float, typer.Option(metavar="FPR", min=0.001, max=1.0, help="False positive rate up to it.")] = 0.3,
+    limit: Annotated[float, typer.Option(metavar="FPR", min=0.001, max=1.0, help="Highest false positive rate.")] = 0.3,
     repeats: Repeats = 3,
     json_file: JsonFile = None,
 ) -> None:

@@ -61,7 +61,7 @@ def main(
 
 
 def patches(stage: int, rows: int, queries: int, progress: Progress) -> tuple[Tensor, Tensor]:
-    """Standardised features of one stage: (rows, C) of good parts, and (queries, C) of other parts, some with a defect."""
+    """Standardised features of one stage: (rows, C) of good parts, and (queries, C) of others, some defective."""
     backbone, _ = load_backbone(BackboneConfig(name="mobile_sam", layers=(stage,)), "cpu")
     per_part = (SIDE_PX // 16) ** 2  # Of the coarsest stage; as many are taken of the others.
     n_good, n_asked = -(-rows // per_part), -(-queries // per_part)

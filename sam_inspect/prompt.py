@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -13,6 +14,7 @@ from sam_inspect.masks import components, resize_window
 from sam_inspect.records import Box, CropMask, Prompt, Region, View
 
 IMAGE_INPUT_PX = 1024
+SUMMIT_CELLS = 1.5
 Map = NDArray[np.float32]
 
 
@@ -22,7 +24,7 @@ def find_regions(
     """Connected parts of the map that rise above the threshold, each with its own outline; highest first.
 
     A region begins at its peak and reaches down to `grow` of that peak, but not below `floor` of the threshold
-    (hysteresis). What of the map is above the threshold and in no region yet begins another one: nothing is dropped.
+    (hysteresis). Every further peak above the threshold that no region holds yet begins another one: none is dropped.
     The map is brought to the image's resolution only around what rises.
 
     Args:
@@ -32,10 +34,12 @@ def find_regions(
         config: `grow` and `floor`.
     """
     low = min(threshold, config.floor * threshold)
+    cell = max(original_hw[0] / anomaly_map.shape[0], original_hw[1] / anomaly_map.shape[1])
+    reach = 2 * math.ceil(SUMMIT_CELLS * cell) + 1
     regions = [
         region
         for window, rise in _windows(anomaly_map, original_hw, low, threshold)
-        for region in _regions_in(rise, window, low, threshold, config.grow)
+        for region in _regions_in(rise, window, low, threshold, config.grow, reach)
     ]
     return tuple(sorted(regions, key=lambda region: -region.score))
 
@@ -56,20 +60,26 @@ def _windows(anomaly_map: Map, original_hw: tuple[int, int], low: float, thresho
         yield window, resize_window(alone, window, original_hw)
 
 
-def _regions_in(rise: Map, window: Box, low: float, threshold: float, grow: float) -> Iterator[Region]:
+def _regions_in(rise: Map, window: Box, low: float, threshold: float, grow: float, reach: int) -> Iterator[Region]:
     """The regions of one window, the highest first."""
-    left = rise > low
     # Resampling may shave a lone cell's peak; the window was cut for what rises, so its highest pixel always counts.
     least = min(threshold, float(rise.max()) - 1e-6)
-    while True:
-        peak = float(np.max(rise, initial=-np.inf, where=left))
-        if peak <= least:
-            return
+    # A region begins where the map has a peak of its own: the slope about another region's peak begins none.
+    summits = (rise > least) & (rise >= cv2.dilate(rise, np.ones((reach, reach), np.uint8)))
+    left = rise > low
+    while (summits & left).any():
+        peak = float(rise[summits & left].max())
         level = max(low, grow * peak)
-        pixels = next(part for part in components(left & (rise > level)) if _peak(rise, part)[0] >= peak)
-        yield _region(rise, window, pixels)
-        x0, y0, x1, y1 = pixels.box_xyxy
-        left[y0:y1, x0:x1] &= ~_grown(pixels.pixels)
+        parts = components(left & (rise > min(level, np.nextafter(peak, -np.inf))))
+        part = next(part for part in parts if _touches(part, summits & left & (rise == peak)))
+        yield _region(rise, window, part)
+        x0, y0, x1, y1 = part.box_xyxy
+        left[y0:y1, x0:x1] &= ~_grown(part.pixels)
+
+
+def _touches(part: CropMask, pixels: NDArray[np.bool_]) -> bool:
+    x0, y0, x1, y1 = part.box_xyxy
+    return bool((pixels[y0:y1, x0:x1] & part.pixels).any())
 
 
 def _grown(pixels: NDArray[np.bool_]) -> NDArray[np.bool_]:

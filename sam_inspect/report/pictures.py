@@ -68,7 +68,7 @@ class PictureWriter:
         """
         if inspection.anomaly_map is None:
             self._remove_stale(inspection)
-        if inspection.verdict == "error":
+        if inspection.verdict == "error" or not self.save:
             return
         if image is None:
             raise ValueError(f"PictureWriter: no picture of {inspection.image}, whose verdict is {inspection.verdict}")
