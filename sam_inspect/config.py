@@ -34,11 +34,11 @@ class StageConfig(Section):
 class PromptConfig(Section):
     """From the anomaly map to regions, and from regions to what SAM is asked."""
 
-    grow: float = Field(0.5, ge=0, le=1)
+    grow: float = Field(0.4, ge=0, le=1)
     """A region reaches down to this share of its own peak (but not below `floor`)."""
     floor: float = Field(0.6, gt=0, le=1)
     """Share of the threshold below which no region reaches."""
-    context: float = Field(2.0, ge=1, le=8)
+    context: float = Field(1.5, ge=1, le=8)
     """Side of a view, in longer sides of the box that it shows."""
     least_view_px: int = Field(96, ge=16)
     """No view is smaller, pixels of the image: SAM needs surroundings to see an edge against."""

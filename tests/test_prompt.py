@@ -1,0 +1,108 @@
+"""From a map to regions and views: every peak is asked about once, in a view that lies inside the image."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sam_inspect.config import PromptConfig
+from sam_inspect.masks import intersection_px, resize_map, resize_window
+from sam_inspect.prompt import find_regions, plan_views
+from sam_inspect.records import Region
+
+HW = (200, 320)
+CONFIG = PromptConfig()
+
+
+def bumps(*centres_xy: tuple[int, int], height: float = 4.0) -> np.ndarray:
+    """A map of 25 x 40 cells over a 200 x 320 image, with a soft bump of ten pixels at each place."""
+    full = np.zeros(HW, np.float32)
+    for x, y in centres_xy:
+        rows, columns = np.mgrid[: HW[0], : HW[1]]
+        full = np.maximum(full, height * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * 10**2)))
+    return cv2.resize(full, (40, 25), interpolation=cv2.INTER_AREA).astype(np.float32)
+
+
+def test_a_good_part_has_no_regions_and_no_views() -> None:
+    assert find_regions(bumps(height=1.0), HW, 2.0, CONFIG) == ()
+    assert plan_views((), HW, CONFIG) == []
+
+
+@pytest.mark.parametrize("place", [(12, 12), (307, 12), (12, 187), (307, 187), (160, 100)])
+def test_a_bump_is_one_region_at_its_place(place: tuple[int, int]) -> None:
+    (region,) = find_regions(bumps(place), HW, 2.0, CONFIG)
+    assert np.hypot(region.peak_xy[0] - place[0], region.peak_xy[1] - place[1]) < 8
+    assert region.mask is not None
+    assert 150 < region.mask.area_px < 900
+
+
+def test_each_bump_is_a_region_of_its_own_and_none_overlap() -> None:
+    regions = find_regions(bumps((40, 40), (250, 60), (160, 150)), HW, 2.0, CONFIG)
+    assert len(regions) == 3
+    assert [region.score for region in regions] == sorted((region.score for region in regions), reverse=True)
+    masks = [region.mask for region in regions if region.mask is not None]
+    assert all(intersection_px(a, b) == 0 for i, a in enumerate(masks) for b in masks[:i])
+
+
+def test_the_slope_about_a_high_peak_is_no_further_defect() -> None:
+    """At ten times the threshold, the slope outside the outline is still far above it."""
+    assert len(find_regions(bumps((160, 100), height=40.0), HW, 2.0, CONFIG)) == 1
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.5, 3.0))
+def test_every_peak_above_the_threshold_lies_in_a_region(seed: int, threshold: float) -> None:
+    noise = np.random.default_rng(seed).normal(0, 1, (9, 13)).astype(np.float32)
+    regions = find_regions(noise, HW, threshold, CONFIG)
+    assert bool(regions) == bool(noise.max() > threshold)
+    full = resize_map(noise, HW)
+    if full.max() > threshold:
+        y, x = np.unravel_index(int(full.argmax()), HW)
+        x0, y0, x1, y1 = regions[0].box_xyxy
+        assert x0 <= x < x1
+        assert y0 <= y < y1
+
+
+@given(
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    st.data(),
+)
+def test_a_window_is_what_the_whole_map_would_hold(cells: tuple[int, int], hw: tuple[int, int], data) -> None:
+    found = np.random.default_rng(0).normal(0, 1, cells).astype(np.float32)
+    x0, y0 = data.draw(st.integers(0, hw[1] - 1)), data.draw(st.integers(0, hw[0] - 1))
+    x1, y1 = data.draw(st.integers(x0 + 1, hw[1])), data.draw(st.integers(y0 + 1, hw[0]))
+    whole = resize_map(found, hw)[y0:y1, x0:x1]
+    np.testing.assert_allclose(resize_window(found, (x0, y0, x1, y1), hw), whole, atol=1e-4)
+
+
+boxes = st.tuples(st.integers(0, 310), st.integers(0, 190), st.integers(1, 320), st.integers(1, 200)).map(
+    lambda b: (b[0], b[1], min(320, b[0] + b[2]), min(200, b[1] + b[3]))
+)
+
+
+@given(st.lists(boxes, min_size=1, max_size=12))
+def test_views_lie_inside_the_image_and_show_each_box_once(given_boxes: list[tuple[int, int, int, int]]) -> None:
+    regions = [Region(box, (0.0, 0.0), 1.0) for box in given_boxes]
+    views = plan_views(regions, HW, CONFIG)
+    asked = sorted(prompt.region for view in views for prompt in view.prompts if prompt.region is not None)
+    assert asked == list(range(len(regions)))
+    for view in views:
+        x0, y0, x1, y1 = view.crop_xyxy
+        assert 0 <= x0 < x1 <= HW[1]
+        assert 0 <= y0 < y1 <= HW[0]
+        for prompt in view.prompts:
+            assert prompt.box_xyxy is not None
+            assert x0 <= prompt.box_xyxy[0]
+            assert prompt.box_xyxy[2] <= x1
+            assert y0 <= prompt.box_xyxy[1]
+            assert prompt.box_xyxy[3] <= y1
+
+
+def test_ten_scattered_regions_share_few_views() -> None:
+    places = np.random.default_rng(0).integers(20, 860, (10, 2))
+    regions = [Region((int(x), int(y), int(x) + 20, int(y) + 20), (0.0, 0.0), 1.0) for x, y in places]
+    assert len(plan_views(regions, (900, 900), CONFIG)) <= 4
+    assert len(plan_views(regions, (900, 900), PromptConfig(view="image"))) == 1

@@ -1,0 +1,57 @@
+"""MobileSAM with the published weights answers what the published implementation answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sam_inspect.errors import WeightsMissing
+from sam_inspect.images import read_image
+from sam_inspect.masks import crop_logits
+from sam_inspect.records import Candidates, Prompt, View
+from sam_inspect.segment.sam import MobileSam
+
+
+@pytest.fixture(scope="module")
+def sam() -> MobileSam:
+    try:
+        return MobileSam.from_config({}, device="cpu")
+    except WeightsMissing as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.mark.parametrize("name", ["bottle", "tile"])
+def test_the_whole_image_path_is_the_published_one(sam: MobileSam, shared: Path, name: str) -> None:
+    reference = np.load(shared / "reference" / "mobile_sam.npz")
+    image = read_image(shared / "data" / str(reference[f"{name}_image"]))
+    height, width = (int(side) for side in reference[f"{name}_original_hw"])
+    assert image.shape[:2] == (height, width)
+    box = Prompt(box_xyxy=tuple(float(value) for value in np.ravel(reference[f"{name}_box_xyxy"])))
+    xy = np.reshape(reference[f"{name}_point_xy"], (1, 2)).astype(np.float32)
+    point = Prompt(points_xy=xy, point_labels=np.ones(1, np.int64))
+    by_box, by_point = sam.segment(image, [View((0, 0, width, height), 1024, (box, point))])
+    same(by_box, [0], reference, f"{name}_box", (height, width))
+    same(by_point, [1, 2, 3], reference, f"{name}_point", (height, width))
+
+
+def same(found: Candidates, indices: list[int], reference, key: str, hw: tuple[int, int]) -> None:
+    logits = np.reshape(reference[f"{key}_low_res_logits"], (-1, 256, 256)).astype(np.float32)
+    mine = found.low_res_logits[indices]
+    assert np.abs(mine - logits).mean() / np.abs(logits).mean() < 1e-3
+    np.testing.assert_allclose(found.predicted_iou[indices], np.ravel(reference[f"{key}_iou_predictions"]), atol=1e-3)
+    count = len(indices) * hw[0] * hw[1]
+    masks = np.unpackbits(reference[f"{key}_masks"].ravel())[:count].reshape(-1, *hw).astype(bool)
+    for index, mask in zip(indices, masks, strict=True):
+        own = crop_logits(found, index) > 0
+        assert (own & mask).sum() / (own | mask).sum() > 0.995
+
+
+def test_prompts_together_are_answered_as_one_by_one(sam: MobileSam) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
+    prompts = (Prompt(box_xyxy=(10, 10, 60, 50)), Prompt(box_xyxy=(70, 30, 150, 110)))
+    together = sam.segment(image, [View((0, 0, 160, 120), 512, prompts)])
+    for prompt, answer in zip(prompts, together, strict=True):
+        (alone,) = sam.segment(image, [View((0, 0, 160, 120), 512, (prompt,))])
+        np.testing.assert_allclose(answer.low_res_logits, alone.low_res_logits, atol=1e-3)
