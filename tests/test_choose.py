@@ -1,0 +1,66 @@
+"""Which mask is the defect: the one that the map agrees with, and the map's own outline where SAM saw the whole part."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sam_inspect.choose import choose
+from sam_inspect.config import ChooseConfig
+from sam_inspect.masks import filled_box
+from sam_inspect.records import Box, Candidates, Localization, Prompt, Region, View
+
+HW = (128, 128)
+DEFECT: Box = (40, 48, 72, 64)
+PART: Box = (0, 0, 128, 128)
+VIEW = View((0, 0, 128, 128), 512, ())
+
+
+def a_map(box: Box = DEFECT) -> np.ndarray:
+    found = np.zeros(HW, np.float32)
+    found[box[1] : box[3], box[0] : box[2]] = 5.0
+    return found
+
+
+def answer(*boxes: Box, iou: tuple[float, ...] | None = None, region: int = 0) -> Candidates:
+    """SAM's logits for filled boxes."""
+    logits = np.full((len(boxes), *HW), -8.0, np.float32)
+    for index, (x0, y0, x1, y1) in enumerate(boxes):
+        logits[index, y0:y1, x0:x1] = 8.0
+    estimates = np.array(iou or [0.9] * len(boxes), np.float32)
+    return Candidates(VIEW, Prompt(box_xyxy=(40, 48, 72, 64), region=region), logits, estimates)
+
+
+def localization(*boxes: Box) -> Localization:
+    regions = tuple(Region(box, (0.0, 0.0), 5.0 - i, filled_box(box)) for i, box in enumerate(boxes))
+    return Localization(HW, 5.0, regions, a_map())
+
+
+def test_the_mask_that_agrees_with_the_map_wins_over_the_one_that_sam_likes_best() -> None:
+    (outline,) = choose([answer(PART, DEFECT, iou=(0.99, 0.7))], localization(DEFECT), ChooseConfig())
+    assert outline.source == "sam"
+    assert outline.mask.box_xyxy == DEFECT
+
+
+def test_where_sam_sees_only_the_whole_part_the_heatmaps_outline_stays_and_says_so() -> None:
+    (outline,) = choose([answer(PART, PART)], localization(DEFECT), ChooseConfig())
+    assert outline.source == "heatmap"
+    assert outline.mask.box_xyxy == DEFECT
+
+
+def test_where_sam_sees_nothing_the_heatmaps_outline_stays() -> None:
+    (outline,) = choose([answer((0, 0, 0, 0))], localization(DEFECT), ChooseConfig())
+    assert outline.source == "heatmap"
+
+
+def test_two_regions_of_one_defect_are_one_defect() -> None:
+    answers = [answer(DEFECT, region=0), answer(DEFECT, region=1)]
+    found = choose(answers, localization(DEFECT, (44, 48, 72, 64)), ChooseConfig())
+    assert len(found) == 1
+    assert found[0].region.score == 5.0
+
+
+def test_a_given_box_takes_the_mask_that_fills_it_and_none_where_sam_sees_nothing() -> None:
+    given = Localization(HW, 1.0, (Region(DEFECT, (0.0, 0.0), 1.0, label="chip"),))
+    (outline,) = choose([answer(PART, DEFECT)], given, ChooseConfig())
+    assert (outline.mask.box_xyxy, outline.region.label) == (DEFECT, "chip")
+    assert choose([answer((0, 0, 0, 0))], given, ChooseConfig()) == []
