@@ -1,4 +1,4 @@
-"""Which mask is the defect: the one that the map agrees with, and the map's own outline where SAM saw the whole part."""
+"""Which mask is the defect: the one that the map agrees with, or the map's own outline where SAM saw the whole part."""
 
 from __future__ import annotations
 
