@@ -55,6 +55,7 @@ def test_each_defective_part_has_its_pictures(demo) -> None:
         assert (folder / "results" / "masks" / image.parent.name / f"{image.stem}.png").exists()
 
 
+@pytest.mark.slow
 def test_it_can_be_run_again_where_it_was_interrupted_or_spoilt(demo, sam_inspect) -> None:
     folder, _ = demo
     before = figures_of(folder)
