@@ -82,16 +82,17 @@ def train_recipe(
 
 def _readable(images: Sequence[Path], data: Path, progress: Progress) -> list[Path]:
     """Those that can be decoded; each other one is a warning."""
-    good = []
+    good: list[Path] = []
+    broken: list[ImageError] = []
     for image in progress(images, "reading good parts", len(images)):
         try:
             read_image(image)
             good.append(image)
         except ImageError as error:
             log.warning("%s; left out", error)
-            last = error
+            broken.append(error)
     if not good:
-        raise DatasetError(f"{data}: none of {len(images)} images can be read, the last: {last.problem}", last.remedy)
+        raise DatasetError(f"{data}: none of {len(images)} images can be read: {broken[0].problem}", broken[0].remedy)
     if len(good) < 2:
         raise DatasetError(f"{data}: only one good image", "give at least two, better twenty or more")
     return good
