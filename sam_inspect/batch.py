@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from sam_inspect.errors import UsageError
 from sam_inspect.images import read_image
@@ -143,7 +144,7 @@ def inspect_folder(
         todo = [name for name in names if not run.is_done(name)]
         run.inspect(todo, jobs, progress)
         inspections = results.finish(names)
-    page = _conclude(inspector, inspections, pictures, save)
+    page = conclude(inspector, inspections, pictures, save)
     verdicts = Counter(inspection.verdict for inspection in inspections)
     counts = (verdicts["pass"], verdicts["fail"], verdicts["error"])
     return BatchSummary(len(todo), len(names) - len(todo), *counts, time.monotonic() - start, page)
@@ -210,10 +211,25 @@ def _settings(inspector: Inspector) -> str:
     return "\n".join(parts)
 
 
-def _conclude(
-    inspector: Inspector, inspections: Sequence[Inspection], pictures: PictureWriter, save: frozenset[str]
+def conclude(
+    inspector: Inspector,
+    inspections: Sequence[Inspection],
+    pictures: PictureWriter,
+    save: frozenset[str],
+    **shown: Any,
 ) -> Path | None:
-    """The files that are about all images together; the report's path where it is wanted."""
+    """The files that are about all images together; the report's path where it is wanted.
+
+    Args:
+        inspector: what inspected.
+        inspections: in the order of the results.
+        pictures: what wrote the pictures.
+        save: words of `SAVE`.
+        shown: what else `write_page` is to show: its title, its metrics.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full.
+    """
     if "results" in save:
         write_summary(pictures.out, inspections)
         write_coco(pictures.out, inspections)
@@ -226,4 +242,5 @@ def _conclude(
         calibration_scores=recipe.calibration_scores if recipe else None,
         recipe_name=recipe.folder.name if recipe else None,
         names=pictures.names,
+        **shown,
     )

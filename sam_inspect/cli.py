@@ -71,8 +71,7 @@ def train(
         from sam_inspect.config import find_config
         from sam_inspect.training import train_recipe
 
-        chosen = find_config(config)
-        rate = chosen.judge.false_reject_rate if false_reject_rate is None else false_reject_rate
+        chosen, rate = find_config(config), false_reject_rate
         trained = train_recipe(data, recipe, chosen, false_reject_rate=rate, device=device, progress=progress)
         print(trained.folder)
         say(f"trained; next: sam-inspect inspect IMAGES --recipe {recipe} --out results")

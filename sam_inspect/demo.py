@@ -37,10 +37,8 @@ def run_demo(out: Path, *, device: str, progress: Progress) -> tuple[Figures, Pa
     """
     _refuse_others_work(out)
     product = write_product(out / "product", progress=progress)
-    config = find_config("default")
-    rate = config.judge.false_reject_rate
     log.info(f"{product}: drawn; training on its good parts")
-    recipe = train_recipe(product, out / "recipe", config, false_reject_rate=rate, device=device, progress=progress)
+    recipe = train_recipe(product, out / "recipe", find_config("default"), device=device, progress=progress)
     log.info(f"{recipe.folder}: trained; inspecting the test images")
     inspector = Inspector.from_recipe(recipe.folder, device)
     results = out / "results"

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and a full disk is one clear line."""
+"""Files by their path from the root, and written so that nobody reads half of one; a full disk is one clear line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sam_inspect.errors import OutputError
+
+
+def absolute(path: str | Path) -> str:
+    """The path from the root, links kept as they are: what tells one image from another."""
+    return os.path.abspath(path)  # noqa: PTH100 (Path.resolve would follow links, Path.absolute keeps `..`)
 
 
 @contextmanager

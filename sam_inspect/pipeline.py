@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from sam_inspect.choose import choose
 from sam_inspect.config import RecipeConfig
 from sam_inspect.errors import ConfigError, ImageError, UsageError
+from sam_inspect.files import absolute
 from sam_inspect.images import read_image
 from sam_inspect.judge import calibrated_threshold, judge, measure
 from sam_inspect.localize import Localizer, Trainable
@@ -122,9 +122,7 @@ class Inspector:
         Raises:
             ImageError: it cannot be read. (In `inspect_many` that is an Inspection with the verdict `error`.)
         """
-        start = time.perf_counter()
-        image = read_image(source, name=name)
-        read_ms = 1000 * (time.perf_counter() - start)
+        image, read_ms = _timed_read(source, name)
         label = str(source) if isinstance(source, str | Path) else name
         return self._inspect(image, label, read_ms)
 
@@ -171,7 +169,7 @@ class Inspector:
 
     def boxes_of(self, name: str) -> Sequence[GivenBox]:
         """The boxes given for an image, by its path; () where none are."""
-        return (self.boxes or {}).get(os.path.abspath(name), ())  # noqa: PTH100 (Path.resolve would follow links)
+        return (self.boxes or {}).get(absolute(name), ())
 
     def _localize(self, image: NDArray[np.uint8], name: str) -> Localization:
         """The map with its regions, or the given boxes."""
@@ -213,9 +211,10 @@ def _read_ahead(paths: Iterable[str | Path]) -> Iterator[tuple[str, Future[tuple
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _timed_read(path: str | Path) -> tuple[NDArray[np.uint8], float]:
+def _timed_read(source: Source, name: str = "image") -> tuple[NDArray[np.uint8], float]:
+    """(H, W, 3) uint8 RGB, and the milliseconds that it took."""
     start = time.perf_counter()
-    return read_image(path), 1000 * (time.perf_counter() - start)
+    return read_image(source, name=name), 1000 * (time.perf_counter() - start)
 
 
 def adjusted(config: RecipeConfig, false_reject_rate: float | None, min_area_px: int | None) -> RecipeConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -9,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from sam_inspect.errors import WeightsMissing
 from sam_inspect.images import read_image
 from sam_inspect.localize.memory_bank import MemoryBank
 from sam_inspect.localize.nearest import NearestPatches
 from sam_inspect.progress import silent
-from sam_inspect.weights import load_weights
+from sam_inspect.weights import LoadedWeights
 
 ARGS = {"bank_patches": 2000}
 
@@ -43,11 +43,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def bank(images: list[Path]) -> MemoryBank:
-    try:
-        load_weights("mobile_sam")
-    except WeightsMissing as missing:
-        pytest.skip(str(missing))
+def bank(images: list[Path], weights: Callable[[str], LoadedWeights]) -> MemoryBank:
+    weights("mobile_sam")
     localizer, fit = MemoryBank.fit(images[:6], ARGS, device="cpu", progress=silent)
     assert len(fit.calibration_scores) == 6
     return localizer

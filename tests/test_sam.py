@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sam_inspect.errors import WeightsMissing
 from sam_inspect.images import read_image
 from sam_inspect.masks import crop_logits
 from sam_inspect.records import Candidates, Prompt, View
 from sam_inspect.segment.sam import MobileSam
+from sam_inspect.weights import LoadedWeights
 
 
 @pytest.fixture(scope="module")
-def sam() -> MobileSam:
-    try:
-        return MobileSam.from_config({}, device="cpu")
-    except WeightsMissing as missing:
-        pytest.skip(str(missing))
+def sam(weights: Callable[[str], LoadedWeights]) -> MobileSam:
+    weights("mobile_sam")
+    return MobileSam.from_config({}, device="cpu")
 
 
 @pytest.mark.parametrize("name", ["bottle", "tile"])

@@ -13,25 +13,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sam_inspect.batch import conclude
 from sam_inspect.datasets import GROUPS, Sample, check_ground_truth, read_groups, test_samples
 from sam_inspect.errors import DatasetError, UsageError
 from sam_inspect.evaluate.columns import COLUMNS, Case, case_of, score_boxes, score_heatmap, score_inspection
 from sam_inspect.evaluate.figures import Figures, figures_of, intervals_of, oracle_threshold, seconds_of
 from sam_inspect.evaluate.tables import as_tables
 from sam_inspect.files import write_text
-from sam_inspect.images import read_image
+from sam_inspect.images import Rgb, read_image
 from sam_inspect.progress import Progress, silent
 from sam_inspect.records import Inspection
-from sam_inspect.report.page import write_page
 from sam_inspect.report.pictures import PictureWriter
-from sam_inspect.report.writers import ResultsLog, fingerprint, write_coco, write_summary
+from sam_inspect.report.writers import ResultsLog, fingerprint
 
 if TYPE_CHECKING:
     from sam_inspect.pipeline import Inspector
 
 __all__ = ["COLUMNS", "as_tables", "evaluate"]
 
-SAVE = ("overlays", "masks", "report")
+SAVE = frozenset({"results", "overlays", "masks", "report"})
 FIGURES = "figures.json"
 log = logging.getLogger(__name__)
 
@@ -100,20 +100,25 @@ def _inspected(
     by_name = {str(sample.image): sample for sample in samples}
     cases = []
     for inspection in progress(inspector.inspect_many([sample.image for sample in samples]), "inspect", len(samples)):
+        sample = by_name[inspection.image]
+        image = None
         if inspection.error is not None:
             log.warning(inspection.error)
         else:
-            cases.append(_scored(inspector, threshold, by_name[inspection.image], inspection))
+            needed = folder is not None or sample.mask_path is not None
+            image = read_image(sample.image) if needed else None
+            cases.append(_scored(inspector, threshold, sample, inspection, image))
         if folder is not None:
-            folder.keep(inspection)
+            folder.keep(image, inspection)
     return cases
 
 
-def _scored(inspector: Inspector, threshold: float, sample: Sample, inspection: Inspection) -> Case:
+def _scored(inspector: Inspector, threshold: float, sample: Sample, inspection: Inspection, image: Rgb | None) -> Case:
+    """The image's case; `image` is needed where it has ground truth."""
     case = case_of(sample, inspection)
     score_inspection(case, inspection, threshold)
-    if case.is_outlined:
-        score_boxes(case, read_image(sample.image), inspector)
+    if case.is_outlined and image is not None:
+        score_boxes(case, image, inspector)
     elif case.is_defective:
         log.warning(
             f"{sample.mask_path}: marks no pixel above 127; its image counts as defective, "
@@ -154,24 +159,13 @@ class _OutFolder:
         self.images = images
         self.pictures = PictureWriter(out, SAVE, results.names(images))
 
-    def keep(self, inspection: Inspection) -> None:
-        """Results and pictures of one image."""
-        self.pictures.write(None if inspection.error else read_image(inspection.image), inspection)
+    def keep(self, image: Rgb | None, inspection: Inspection) -> None:
+        """Results and pictures of one image; None for one that could not be read."""
+        self.pictures.write(image, inspection)
         self.results.append(inspection, fingerprint(inspection.image, "evaluate"))
 
     def conclude(self, figures: Figures, inspector: Inspector) -> None:
         """The files that are about all images together."""
         inspections = self.results.finish(self.images)
-        write_summary(self.out, inspections)
-        write_coco(self.out, inspections)
         write_text(self.out / FIGURES, json.dumps(figures, indent=2) + "\n")
-        recipe = inspector.recipe
-        write_page(
-            self.out,
-            inspections,
-            calibration_scores=recipe.calibration_scores if recipe else None,
-            title="Evaluation report",
-            recipe_name=recipe.folder.name if recipe else None,
-            metrics=figures,
-            names=self.pictures.names,
-        )
+        conclude(inspector, inspections, self.pictures, SAVE, title="Evaluation report", metrics=figures)

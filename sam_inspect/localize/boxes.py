@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.errors import BoxesError, ImageError
+from sam_inspect.files import absolute
 from sam_inspect.images import read_size
 from sam_inspect.localize.box_files import FORMATS, BoxRow, Xyxy, read_rows
 from sam_inspect.masks import clip_box
@@ -57,7 +57,7 @@ class GivenBoxes:
 
 
 def read_boxes(file: Path, images: Sequence[Path]) -> dict[str, tuple[GivenBox, ...]]:
-    """The boxes of `images` that `file` gives, by each image's absolute path (`os.path.abspath`).
+    """The boxes of `images` that `file` gives, by each image's absolute path (`files.absolute`).
 
     A relative name in the file belongs to the image whose path ends with it; of an absolute one, which may come from
     another machine, the part below the folder that all names share must agree. Of several images the one that agrees
@@ -76,7 +76,7 @@ def read_boxes(file: Path, images: Sequence[Path]) -> dict[str, tuple[GivenBox, 
         BoxesError: the file is missing, too large or broken; a box has no area, is no number, or lies outside its
             image; a name fits several images; no name fits any.
     """
-    found: dict[str, list[GivenBox]] = {_absolute(image): [] for image in images}
+    found: dict[str, list[GivenBox]] = {absolute(image): [] for image in images}
     rows = list(read_rows(file, images))
     matches = _match(file, dict.fromkeys(row.image for row in rows), list(found), by_stem=file.is_dir())
     sizes: dict[str, tuple[int, int] | None] = {}
@@ -90,10 +90,6 @@ def read_boxes(file: Path, images: Sequence[Path]) -> dict[str, tuple[GivenBox, 
         if size is not None:
             found[image].append(GivenBox(_placed(file, row, size), row.label))
     return {image: tuple(boxes) for image, boxes in found.items()}
-
-
-def _absolute(image: str | Path) -> str:
-    return os.path.abspath(image)  # noqa: PTH100 (Path.resolve would follow links, Path.absolute keeps `..`)
 
 
 def _size(image: str) -> tuple[int, int] | None:

@@ -24,7 +24,7 @@ from sam_inspect.config import Section, validated
 from sam_inspect.errors import DatasetError, RecipeError, WeightsError
 from sam_inspect.images import blend_tiles, read_image, read_size
 from sam_inspect.localize import Fit
-from sam_inspect.localize.memory import LayerMemory, Map, Normal, on_grid
+from sam_inspect.localize.memory import LayerMemory, Map, Normal, on_grid, smooth
 from sam_inspect.localize.patches import BackboneConfig, PatchGrid, product_scale
 from sam_inspect.localize.planted import measure_offsets
 from sam_inspect.networks import load_backbone
@@ -103,10 +103,7 @@ class MemoryBank:
         finest = max((found.shape for layers in maps for found in layers), key=lambda shape: shape[0] * shape[1])
         means = [np.mean([on_grid(found, finest) for found in layers], axis=0) for layers in maps]
         mean = np.asarray(np.mean(means, axis=0), np.float32)
-        sigma = self.args.smooth * self._tile_cells(mean.shape, original_hw)
-        if not sigma:
-            return mean
-        return np.asarray(cv2.GaussianBlur(mean, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE), np.float32)
+        return smooth(mean, self.args.smooth * self._tile_cells(mean.shape, original_hw))
 
     def _tile_cells(self, shape: tuple[int, ...], original_hw: tuple[int, int]) -> float:
         """Cells of a map along the short side of one tile."""
@@ -206,7 +203,7 @@ def _fit_bank(
 
 def _memories(pools: Sequence[Tensor], args: MemoryBankArgs, device: str) -> tuple[LayerMemory, ...]:
     generator = torch.Generator().manual_seed(args.seed)
-    return tuple(LayerMemory.of(pool, args.bank_patches, generator).to(device) for pool in pools)
+    return tuple(LayerMemory.of(pool, args.bank_patches, generator, device) for pool in pools)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from sam_inspect.files import absolute
+
 MOST_CHARACTERS = 60
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
-
-
-def absolute(image: str | Path) -> str:
-    """The image's path from the root, links kept as they are: what tells one image from another."""
-    return os.path.abspath(image)  # noqa: PTH100 (Path.resolve would follow links, Path.absolute keeps `..`)
 
 
 def output_names(images: Sequence[str], known: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -21,8 +21,9 @@ from types import TracebackType
 from typing import Any
 
 from sam_inspect import files, masks
+from sam_inspect.files import absolute
 from sam_inspect.records import CropMask, Defect, Inspection
-from sam_inspect.report.names import absolute, output_names
+from sam_inspect.report.names import output_names
 
 RESULTS = "results.jsonl"
 RESUME = ".resume.jsonl"
