@@ -1,19 +1,24 @@
-"""Which of SAM's masks is the defect, and when the heatmap's own outline stays.
+"""What of SAM's masks is the defect, and when the heatmap's own outline stays.
 
 SAM tends to outline the whole part, and its own estimate of a mask's IoU does not tell: the mask that it likes best is
-often the part. So candidates are ranked by how well they agree with the anomaly map, with SAM's estimate beside it.
+often the part. So its masks vote, each with the weight of its agreement with the anomaly map; and a pixel is defect
+where the vote and the map together say so: SAM draws the edge, the map says where to stop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.config import ChooseConfig
-from sam_inspect.masks import crop_logits, intersection_px, resize_window, tight
-from sam_inspect.records import Box, Candidates, CropMask, Localization, Outline, Region
+from sam_inspect.masks import intersection_px, on_crop, resize_window, tight
+from sam_inspect.records import Box, Candidates, CropMask, Localization, Outline, Region, View
+
+VOTE_TEMPERATURE = 0.1
+Map = NDArray[np.float32]
 
 
 def choose(candidates: Sequence[Candidates], localization: Localization, config: ChooseConfig) -> list[Outline]:
@@ -24,56 +29,80 @@ def choose(candidates: Sequence[Candidates], localization: Localization, config:
         localization: the regions, and the map that they were found in (None where boxes were given).
         config: weights and limits.
     """
-    outlines = [_best(answer, localization, config) for answer in candidates if answer.prompt.region is not None]
+    outlines = [_outline(answer, localization, config) for answer in candidates if answer.prompt.region is not None]
     found = sorted((outline for outline in outlines if outline), key=lambda outline: -outline.region.score)
     return _without_duplicates(found, config.duplicate_iou)
 
 
-def _best(candidates: Candidates, localization: Localization, config: ChooseConfig) -> Outline | None:
-    """The candidate of highest rank, or the map's own outline; None for a given box in which SAM sees nothing."""
-    index = candidates.prompt.region
-    assert index is not None
-    region = localization.regions[index]
-    masks = [_mask(candidates, i) for i in range(len(candidates.predicted_iou))]
-    agreements = _agreements(masks, candidates.view.crop_xyxy, region, localization, config)
-    ranks = agreements + config.predicted_iou * candidates.predicted_iou
-    best = int(np.argmax(ranks))
-    mask = masks[best]
-    if mask is not None and (region.mask is None or agreements[best] >= config.least_agreement):
-        return Outline(mask, region, "sam")
+def _outline(candidates: Candidates, localization: Localization, config: ChooseConfig) -> Outline | None:
+    """SAM's mask, or the map's own outline; None for a given box in which SAM sees nothing."""
+    assert candidates.prompt.region is not None
+    region, view = localization.regions[candidates.prompt.region], candidates.view
+    evidence = _evidence(localization, view.crop_xyxy, region, config.from_peak)
+    agreements = _agreements(candidates, region, evidence)
+    if agreements.max() >= config.least_agreement:
+        vote = on_crop(
+            view, _vote(candidates.low_res_logits, agreements + config.predicted_iou * candidates.predicted_iou)
+        )
+        pixels = vote > 0 if evidence is None else _probability(vote) + evidence > 2 * config.least_share
+        mask = tight(CropMask(view.crop_xyxy, pixels))
+        if mask is not None:
+            return Outline(mask, region, "sam")
     return Outline(region.mask, region, "heatmap") if region.mask is not None else None
 
 
-def _mask(candidates: Candidates, index: int) -> CropMask | None:
-    """One of SAM's masks in the image's frame, tight."""
-    return tight(CropMask(candidates.view.crop_xyxy, crop_logits(candidates, index) > 0))
-
-
-def _agreements(
-    masks: Sequence[CropMask | None], crop: Box, region: Region, localization: Localization, config: ChooseConfig
-) -> NDArray[np.float64]:
-    """(M,) how well each mask agrees with the map in its view, or with the given box; -1 for an empty mask.
-
-    With the map: the soft intersection over union of the mask and the map, which counts from 0 at `from_peak` of the
-    region's peak to 1 at the peak. With a box: the IoU of the mask's own box and the given one.
-    """
+def _evidence(localization: Localization, crop: Box, region: Region, from_peak: float) -> Map | None:
+    """The map in a crop, (h, w) float32 from 0 at `from_peak` of the region's peak to 1 at the peak."""
     if localization.anomaly_map is None:
-        return np.array([_box_iou(mask.box_xyxy, region.box_xyxy) if mask else -1.0 for mask in masks])
+        return None
     rise = resize_window(localization.anomaly_map, crop, localization.original_hw)
-    low = config.from_peak * region.score
-    weight = np.clip((rise - low) / max(region.score - low, 1e-6), 0, 1)
-    total = float(weight.sum())
-    return np.array([_soft_iou(weight, total, crop, mask) if mask else -1.0 for mask in masks])
+    low = from_peak * region.score
+    return np.asarray(np.clip((rise - low) / max(region.score - low, 1e-6), 0, 1), np.float32)
 
 
-def _soft_iou(weight: NDArray[np.float32], total: float, crop: Box, mask: CropMask) -> float:
-    x0, y0, x1, y1 = mask.box_xyxy
-    inside = weight[y0 - crop[1] : y1 - crop[1], x0 - crop[0] : x1 - crop[0]]
-    shared = float(inside[mask.pixels].sum())
-    return shared / (total + mask.area_px - shared)
+def _agreements(candidates: Candidates, region: Region, evidence: Map | None) -> NDArray[np.float64]:
+    """(M,) how well each mask agrees with the map, or with the given box; -1 for an empty mask.
+
+    With the map: the soft intersection over union of mask and evidence. With a box: the IoU of the mask's own box and
+    the given one. On SAM's own grid: to rank masks it is fine enough.
+    """
+    rows, columns = _low_res_hw(candidates.view)
+    masks = candidates.low_res_logits[:, :rows, :columns] > 0
+    if evidence is None:
+        return np.array(
+            [_box_iou(_box(mask, candidates.view), region.box_xyxy) if mask.any() else -1 for mask in masks]
+        )
+    expected = cv2.resize(evidence, (columns, rows), interpolation=cv2.INTER_AREA)
+    shared = np.array([expected[mask].sum() for mask in masks], np.float64)
+    areas = masks.sum((1, 2))
+    return np.where(areas > 0, shared / np.maximum(expected.sum() + areas - shared, 1e-6), -1)
 
 
-def _box_iou(a: Box, b: Box) -> float:
+def _low_res_hw(view: View) -> tuple[int, int]:
+    """Rows and columns of SAM's low resolution masks that show the view and not its padding."""
+    height, width = view.input_hw
+    return -(-height // 4), -(-width // 4)
+
+
+def _vote(logits: Map, ranks: NDArray[np.float64]) -> Map:
+    """(M, l, l) logits -> (l, l): their mean, weighted by the softmax of their ranks."""
+    weights = np.exp((ranks - ranks.max()) / VOTE_TEMPERATURE)
+    return np.asarray(np.tensordot(weights / weights.sum(), logits, 1), np.float32)
+
+
+def _probability(logits: Map) -> Map:
+    return np.asarray(1 / (1 + np.exp(-np.clip(logits, -20, 20))), np.float32)
+
+
+def _box(mask: NDArray[np.bool_], view: View) -> tuple[float, float, float, float]:
+    """The box of a mask on SAM's own grid, in pixels of the image."""
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    x_px, y_px = (4 * crop / shown for crop, shown in zip(view.crop_hw[::-1], view.input_hw[::-1], strict=True))
+    x0, y0 = view.crop_xyxy[:2]
+    return x0 + left * x_px, y0 + top * y_px, x0 + (left + width) * x_px, y0 + (top + height) * y_px
+
+
+def _box_iou(a: Sequence[float], b: Sequence[float]) -> float:
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     shared = max(0, width) * max(0, height)
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)

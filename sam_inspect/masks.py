@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from sam_inspect.records import Box, Candidates, CropMask
+from sam_inspect.records import Box, CropMask, View
 
 Mask = NDArray[np.bool_]
 
@@ -150,15 +150,14 @@ def _interpolated(values: NDArray[np.float32], places: NDArray[np.float32]) -> N
     return np.asarray(values[lower] * (1 - share) + values[np.minimum(lower + 1, len(values) - 1)] * share, np.float32)
 
 
-def crop_logits(candidates: Candidates, index: int) -> NDArray[np.float32]:
-    """Mask `index` as (h, w) float32 logits on the view's crop at the image's own resolution; above 0 is mask.
+def on_crop(view: View, low_res_logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """SAM's (l, l) float32 logits as (h, w) on the view's crop, at the image's own resolution; above 0 is mask.
 
     This is the one way back from SAM's frame to the image's: up to the square input, the padding cut off, then to the
     crop's size, both bilinear, as `Sam.postprocess_masks` of segment_anything does.
     """
-    view = candidates.view
     square = (view.input_px, view.input_px)
-    logits = cv2.resize(candidates.low_res_logits[index], square, interpolation=cv2.INTER_LINEAR)
+    logits = cv2.resize(low_res_logits, square, interpolation=cv2.INTER_LINEAR)
     height, width = view.input_hw
     crop_h, crop_w = view.crop_hw
     cut = logits[:height, :width]

@@ -31,23 +31,23 @@ def find_regions(
         anomaly_map: (h, w) float32 on any even grid over the image.
         original_hw: (H, W) of the image, pixels.
         threshold: in the map's units.
-        config: `grow` and `floor`.
+        config: `grow`, `floor` and `blur_cells`.
     """
     low = min(threshold, config.floor * threshold)
     cell = max(original_hw[0] / anomaly_map.shape[0], original_hw[1] / anomaly_map.shape[1])
     reach = 2 * math.ceil(SUMMIT_CELLS * cell) + 1
-    regions = [
-        region
+    outlines = [
+        (rise, window, part)
         for window, rise in _windows(anomaly_map, original_hw, low, threshold)
-        for region in _regions_in(rise, window, low, threshold, config.grow, reach)
+        for part in _parts(rise, low, threshold, config.grow, reach)
     ]
+    regions = [_region(rise, window, part, config.blur_cells * cell) for rise, window, part in outlines]
     return tuple(sorted(regions, key=lambda region: -region.score))
 
 
 def _windows(anomaly_map: Map, original_hw: tuple[int, int], low: float, threshold: float) -> Iterator[tuple[Box, Map]]:
     """Parts of the image around what rises above `threshold`, each with the map there at the image's resolution."""
-    rows, columns = anomaly_map.shape
-    scale_y, scale_x = original_hw[0] / rows, original_hw[1] / columns
+    (rows, columns), (height, width) = anomaly_map.shape, original_hw
     # Between cells the map is interpolated: a pixel above `low` has such a cell among its four nearest.
     above = cv2.dilate((anomaly_map > low).view(np.uint8), np.ones((3, 3), np.uint8)).view(bool)
     for cells in components(above):
@@ -56,12 +56,13 @@ def _windows(anomaly_map: Map, original_hw: tuple[int, int], low: float, thresho
             continue
         alone = anomaly_map.copy()
         alone[y0:y1, x0:x1][~cells.pixels] = low
-        window = (int(x0 * scale_x), int(y0 * scale_y), int(np.ceil(x1 * scale_x)), int(np.ceil(y1 * scale_y)))
+        start, end = (x0 * width // columns, y0 * height // rows), (-(-x1 * width // columns), -(-y1 * height // rows))
+        window = (*start, *end)
         yield window, resize_window(alone, window, original_hw)
 
 
-def _regions_in(rise: Map, window: Box, low: float, threshold: float, grow: float, reach: int) -> Iterator[Region]:
-    """The regions of one window, the highest first."""
+def _parts(rise: Map, low: float, threshold: float, grow: float, reach: int) -> Iterator[CropMask]:
+    """The outlines of the regions of one window, the highest first."""
     # Resampling may shave a lone cell's peak; the window was cut for what rises, so its highest pixel always counts.
     least = min(threshold, float(rise.max()) - 1e-6)
     # A region begins where the map has a peak of its own: the slope about another region's peak begins none.
@@ -72,7 +73,7 @@ def _regions_in(rise: Map, window: Box, low: float, threshold: float, grow: floa
         level = max(low, grow * peak)
         parts = components(left & (rise > min(level, np.nextafter(peak, -np.inf))))
         part = next(part for part in parts if _touches(part, summits & left & (rise == peak)))
-        yield _region(rise, window, part)
+        yield part
         x0, y0, x1, y1 = part.box_xyxy
         left[y0:y1, x0:x1] &= ~_grown(part.pixels)
 
@@ -94,13 +95,26 @@ def _peak(rise: Map, part: CropMask) -> tuple[float, tuple[int, int]]:
     return float(values[row, column]), (x0 + int(column), y0 + int(row))
 
 
-def _region(rise: Map, window: Box, part: CropMask) -> Region:
+def _region(rise: Map, window: Box, part: CropMask, blur_px: float) -> Region:
     """A part of a window as a region of the image."""
     left, top = window[:2]
     x0, y0, x1, y1 = part.box_xyxy
     box = (left + x0, top + y0, left + x1, top + y1)
     score, (x, y) = _peak(rise, part)
-    return Region(box, (left + x + 0.5, top + y + 0.5), score, CropMask(box, part.pixels))
+    peak = left + x, top + y
+    return Region(_drawn_in(box, peak, blur_px), (peak[0] + 0.5, peak[1] + 0.5), score, CropMask(box, part.pixels))
+
+
+def _drawn_in(box: Box, peak: tuple[int, int], blur_px: float) -> Box:
+    """The box of what, blurred so wide, fills a box and has its peak there: the squares of widths add up."""
+    edges = []
+    for start, end, highest in zip(box[:2], box[2:], peak, strict=True):
+        blurred = end - start
+        side = min(blurred, math.ceil(max(math.sqrt(max(blurred**2 - blur_px**2, 0)), blur_px / 8, 1)))
+        first = min(max(start + (blurred - side) // 2, highest + 1 - side), highest)
+        edges.append((first, first + side))
+    (x0, x1), (y0, y1) = edges
+    return x0, y0, x1, y1
 
 
 def plan_views(regions: Sequence[Region], original_hw: tuple[int, int], config: PromptConfig) -> list[View]:

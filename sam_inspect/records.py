@@ -64,7 +64,7 @@ class Region:
     """A candidate defect: where the anomaly map (or a given box) says that something is.
 
     Attributes:
-        box_xyxy: tight box around the region.
+        box_xyxy: the box of what shows so: that of `mask`, drawn in by the blur of the map; or the given box.
         peak_xy: (x, y) of its highest value, pixels.
         score: the anomaly map's highest value in it; 1.0 for a given box.
         mask: the heatmap's own mask; None for a given box, which has no pixels.

@@ -41,6 +41,19 @@ def test_the_mask_that_agrees_with_the_map_wins_over_the_one_that_sam_likes_best
     assert outline.mask.box_xyxy == DEFECT
 
 
+def test_a_mask_that_runs_on_into_the_part_is_cut_where_the_map_says_nothing() -> None:
+    (outline,) = choose([answer((40, 40, 110, 72))], localization(DEFECT), ChooseConfig())
+    assert outline.source == "sam"
+    assert outline.mask.box_xyxy == DEFECT
+
+
+def test_two_masks_outvote_one_that_fills_the_given_box_hardly_better() -> None:
+    given = Localization(HW, 1.0, (Region(DEFECT, (0.0, 0.0), 1.0),))
+    smaller: Box = (40, 48, 70, 64)
+    (outline,) = choose([answer(smaller, smaller, DEFECT)], given, ChooseConfig())
+    assert outline.mask.box_xyxy == smaller
+
+
 def test_where_sam_sees_only_the_whole_part_the_heatmaps_outline_stays_and_says_so() -> None:
     (outline,) = choose([answer(PART, PART)], localization(DEFECT), ChooseConfig())
     assert outline.source == "heatmap"

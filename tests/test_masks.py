@@ -17,7 +17,7 @@ from scipy import ndimage
 from segment_anything.modeling import Sam
 
 from sam_inspect import masks
-from sam_inspect.records import Box, Candidates, CropMask, Prompt, View
+from sam_inspect.records import Box, CropMask, View
 
 HW = (17, 23)
 Mask = NDArray[np.bool_]
@@ -237,8 +237,7 @@ def test_logits_come_back_to_the_image_as_in_segment_anything(
     x0, y0 = data.draw(st.integers(0, 500)), data.draw(st.integers(0, 500))
     view = View((x0, y0, x0 + width, y0 + height), input_px, ())
     logits = np.random.default_rng(seed).normal(size=(3, input_px // 4, input_px // 4)).astype(np.float32)
-    answer = Candidates(view, Prompt(box_xyxy=(0, 0, 1, 1)), logits, np.zeros(3, np.float32))
     sam = SimpleNamespace(image_encoder=SimpleNamespace(img_size=input_px))
     theirs = Sam.postprocess_masks(sam, torch.from_numpy(logits)[None], view.input_hw, view.crop_hw)[0].numpy()
     for index in range(3):
-        np.testing.assert_allclose(masks.crop_logits(answer, index), theirs[index], atol=1e-4)
+        np.testing.assert_allclose(masks.on_crop(view, logits[index]), theirs[index], atol=1e-4)

@@ -107,7 +107,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
 
 
 def until(page: Any, true: str, seconds: float = 10) -> None:
-    """Waits for a condition of the page. Playwright's own waiting evaluates in the page, where our policy forbids it."""
+    """Waits for a condition of the page. Playwright's own waiting is what our policy forbids: eval."""
     end = time.monotonic() + seconds
     while not page.evaluate(true):
         assert time.monotonic() < end, f"never true: {true}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sam_inspect.config import PromptConfig
@@ -50,6 +50,18 @@ def test_each_bump_is_a_region_of_its_own_and_none_overlap() -> None:
 def test_the_slope_about_a_high_peak_is_no_further_defect() -> None:
     """At ten times the threshold, the slope outside the outline is still far above it."""
     assert len(find_regions(bumps((160, 100), height=40.0), HW, 2.0, CONFIG)) == 1
+
+
+@given(st.tuples(st.integers(1, 700), st.integers(1, 700)), st.tuples(st.integers(1, 80), st.integers(1, 80)))
+@example((232, 602), (56, 152))
+def test_no_region_leaves_the_image(hw: tuple[int, int], cells: tuple[int, int]) -> None:
+    risen = np.ones(cells, np.float32)
+    for region in find_regions(risen, hw, 0.5, CONFIG):
+        assert region.mask is not None
+        assert region.mask.box_xyxy == (0, 0, hw[1], hw[0])
+        x0, y0, x1, y1 = region.box_xyxy
+        assert 0 <= x0 < x1 <= hw[1]
+        assert 0 <= y0 < y1 <= hw[0]
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.5, 3.0))

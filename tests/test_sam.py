@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sam_inspect.images import read_image
-from sam_inspect.masks import crop_logits
+from sam_inspect.masks import on_crop
 from sam_inspect.records import Candidates, Prompt, View
 from sam_inspect.segment.sam import MobileSam
 from sam_inspect.weights import LoadedWeights
@@ -43,7 +43,7 @@ def same(found: Candidates, indices: list[int], reference, key: str, hw: tuple[i
     count = len(indices) * hw[0] * hw[1]
     masks = np.unpackbits(reference[f"{key}_masks"].ravel())[:count].reshape(-1, *hw).astype(bool)
     for index, mask in zip(indices, masks, strict=True):
-        own = crop_logits(found, index) > 0
+        own = on_crop(found.view, found.low_res_logits[index]) > 0
         assert (own & mask).sum() / (own | mask).sum() > 0.995
 
 

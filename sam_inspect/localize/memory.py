@@ -1,4 +1,4 @@
-"""What one layer of a network remembers of good parts, and how far off a patch is, in units of good parts there."""
+"""What one layer of a network remembers of good parts, and how far off a patch is, in units of good parts."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ class Normal:
 
     Attributes:
         mean: (64, 64) float32 mean distance, over the image.
-        scale: (64, 64) float32, what a distance beyond it is divided by: the spread of good parts there, damped, so
-            that a place where good parts differ much (a border, a print) counts less but never nothing.
+        scale: (64, 64) float32, what a distance beyond it is divided by: how far the worst place of a typical good
+            part lies beyond it, times the spread of good parts there, damped, so that a place where they differ much
+            (a border, a print) counts less but never nothing.
     """
 
     mean: Map
@@ -42,13 +43,17 @@ class Normal:
         typical = float(spread.mean())
         damped = np.hypot(spread, LEAST_SPREAD * typical)
         scale = (damped / damped.mean()) ** SPREAD_POWER
-        deviations = (stack - mean) / scale
-        return cls(mean, np.asarray(scale * max(float(deviations.std()), 1e-6), np.float32))
+        peaks = [smooth(beyond, PLACE_SIGMA).max() for beyond in (stack - mean) / scale]
+        return cls(mean, np.asarray(scale * max(float(np.median(peaks)), 1e-6), np.float32))
 
     def deviations(self, distances: Map) -> Map:
-        """Distances beyond what good parts show at that place; 1 is their overall spread."""
+        """Distances beyond what good parts show at that place, as log(1 + d); d = 1 is a typical good part's peak.
+
+        The logarithm, because layers vote: one that is a hundredfold off must not outvote three that see nothing.
+        """
         shape = distances.shape
-        return np.asarray((distances - on_grid(self.mean, shape)) / on_grid(self.scale, shape), np.float32)
+        beyond = (distances - on_grid(self.mean, shape)) / on_grid(self.scale, shape)
+        return np.asarray(np.log1p(np.maximum(beyond, 0)), np.float32)
 
 
 class LayerMemory:

@@ -1,8 +1,9 @@
 """The default localizer: distances to memories of good patches, over the layers of one frozen network or several.
 
-PatchCore (Roth et al., CVPR 2022) with four differences, each measured in `docs/choices.md`: every layer has a memory
+PatchCore (Roth et al., CVPR 2022) with five differences, each measured in `docs/choices.md`: every layer has a memory
 and a map of its own, at its own resolution; channels are standardised by good parts; distances are taken in units of
-what good parts show at that place; the memory is a random sample. The maps are averaged.
+what good parts show at that place, and their logarithms averaged; the same network looks at the image twice, the
+second time at half the size; the memory is a random sample.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ PLANTED_IMAGES = 3
 class MemoryBankArgs(Section):
     """Arguments of the localizer `memory_bank`."""
 
-    backbones: tuple[BackboneConfig, ...] = Field((BackboneConfig(),), min_length=1)
+    backbones: tuple[BackboneConfig, ...] = Field((BackboneConfig(), BackboneConfig(size_px=256)), min_length=1)
     bank_patches: int = Field(10_000, ge=100, le=1_000_000)
     """Good patches that each layer remembers."""
     smooth: float = Field(0.02, ge=0, le=0.2)
@@ -94,7 +95,7 @@ class MemoryBank:
         self.args, self.banks = args, tuple(banks)
 
     def localize(self, image: NDArray[np.uint8]) -> Localization:
-        """See `Localizer.localize`; the map's unit is the spread of good parts."""
+        """See `Localizer.localize`; the map is a mean of logarithms, 0.69 where a good part is worst."""
         anomaly_map = self._combined([bank.deviations(bank.distances(image)) for bank in self.banks], image.shape[:2])
         return Localization(image.shape[:2], float(anomaly_map.max()), anomaly_map=anomaly_map)
 
