@@ -47,10 +47,10 @@ def test_a_mask_that_runs_on_into_the_part_is_cut_where_the_map_says_nothing() -
     assert outline.mask.box_xyxy == DEFECT
 
 
-def test_two_masks_outvote_one_that_fills_the_given_box_hardly_better() -> None:
+def test_three_masks_outvote_one_that_fills_the_given_box_hardly_better() -> None:
     given = Localization(HW, 1.0, (Region(DEFECT, (0.0, 0.0), 1.0),))
     smaller: Box = (40, 48, 70, 64)
-    (outline,) = choose([answer(smaller, smaller, DEFECT)], given, ChooseConfig())
+    (outline,) = choose([answer(smaller, smaller, smaller, DEFECT)], given, ChooseConfig())
     assert outline.mask.box_xyxy == smaller
 
 
