@@ -1,0 +1,155 @@
+"""The way of an image through the stages, with a localizer and a segmenter that say what they were asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sam_inspect.config import RecipeConfig
+from sam_inspect.errors import ImageError
+from sam_inspect.pipeline import READ_AHEAD, Inspector
+from sam_inspect.records import Candidates, Localization, View
+
+HW = (96, 128)
+THRESHOLD = 3.0
+
+
+class Brightness:
+    """A localizer whose map is how bright the image is, on cells of 8 pixels."""
+
+    def localize(self, image: np.ndarray) -> Localization:
+        height, width = image.shape[:2]
+        grey = image.mean(2).astype(np.float32) / 25.5
+        found = cv2.resize(grey, (max(1, width // 8), max(1, height // 8)), interpolation=cv2.INTER_AREA)
+        return Localization((height, width), float(found.max()), anomaly_map=found)
+
+
+class BoxFiller:
+    """A segmenter that fills its boxes; it counts what it was shown."""
+
+    def __init__(self) -> None:
+        self.views: list[View] = []
+
+    @classmethod
+    def from_config(cls, args: Mapping[str, Any], *, device: str) -> Self:
+        return cls()
+
+    def segment(self, image: np.ndarray, views: Sequence[View]) -> list[Candidates]:
+        self.views += views
+        return [self._fill(view, prompt) for view in views for prompt in view.prompts]
+
+    def _fill(self, view: View, prompt: Any) -> Candidates:
+        side = view.input_px // 4
+        scale = view.input_hw[0] / view.crop_hw[0] / 4
+        left, top = view.crop_xyxy[:2]
+        x0, y0, x1, y1 = prompt.box_xyxy
+        logits = np.full((1, side, side), -9.0, np.float32)
+        logits[
+            0,
+            round((y0 - top) * scale) : round((y1 - top) * scale),
+            round((x0 - left) * scale) : round((x1 - left) * scale),
+        ] = 9.0
+        return Candidates(view, prompt, logits, np.ones(1, np.float32))
+
+
+@pytest.fixture
+def sam() -> BoxFiller:
+    return BoxFiller()
+
+
+@pytest.fixture
+def inspector(sam: BoxFiller) -> Inspector:
+    return Inspector(RecipeConfig(), sam, localizer=Brightness(), threshold=THRESHOLD)
+
+
+def part(*spots: tuple[int, int]) -> np.ndarray:
+    """A dark part with bright squares of 16 pixels."""
+    image = np.full((*HW, 3), 20, np.uint8)
+    for x, y in spots:
+        image[y : y + 16, x : x + 16] = 200
+    return image
+
+
+def test_a_good_part_costs_no_sam(inspector: Inspector, sam: BoxFiller) -> None:
+    found = inspector.inspect(part())
+    assert (found.verdict, found.defects) == ("pass", ())
+    assert sam.views == []
+
+
+def test_a_defect_is_outlined_where_it_is(inspector: Inspector, sam: BoxFiller) -> None:
+    found = inspector.inspect(part((32, 40)))
+    assert found.verdict == "fail"
+    (defect,) = found.defects
+    assert defect.source == "sam"
+    x0, y0, x1, y1 = defect.mask.box_xyxy
+    assert max(abs(x0 - 32), abs(y0 - 40), abs(x1 - 48), abs(y1 - 56)) <= 8
+    assert len(sam.views) == 1
+
+
+def test_an_image_is_encoded_once_for_all_the_regions_that_one_view_shows(inspector: Inspector, sam: BoxFiller) -> None:
+    assert len(inspector.inspect(part((8, 8), (72, 8), (40, 64))).defects) == 3
+    assert [len(view.prompts) for view in sam.views] == [3]
+
+
+def test_a_path_its_bytes_and_its_pixels_are_one_image(inspector: Inspector, tmp_path: Path) -> None:
+    file = tmp_path / "part.png"
+    cv2.imwrite(str(file), part((32, 40)))
+    answers = [inspector.inspect(source) for source in (file, str(file), file.read_bytes(), part((32, 40)))]
+    assert len({(answer.score, answer.defects[0].mask.box_xyxy) for answer in answers}) == 1
+    assert [answer.image for answer in answers] == [str(file), str(file), "image", "image"]
+
+
+def test_every_stage_says_how_long_it_took(inspector: Inspector) -> None:
+    timings = inspector.inspect(part((32, 40))).timings_ms
+    assert list(timings) == ["read", "localize", "prompt", "segment", "choose", "judge"]
+    assert min(timings.values()) >= 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 112), st.integers(0, 80)), max_size=4), st.floats(0.1, 9.0))
+def test_mask_and_verdict_agree(spots: list[tuple[int, int]], threshold: float) -> None:
+    inspector = Inspector(RecipeConfig(), BoxFiller(), localizer=Brightness(), threshold=threshold)
+    found = inspector.inspect(part(*spots))
+    assert (found.verdict == "fail") == bool(found.defects) == (found.score > threshold)
+
+
+def test_a_broken_picture_is_an_error_and_the_others_are_inspected(inspector: Inspector, tmp_path: Path) -> None:
+    for name in ("a", "c"):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), part((32, 40)))
+    (tmp_path / "b.png").write_text("no picture")
+    found = list(inspector.inspect_many(sorted(tmp_path.iterdir())))
+    assert [one.verdict for one in found] == ["fail", "error", "fail"]
+    assert found[1].error is not None
+    assert str(tmp_path / "b.png") in found[1].error
+    with pytest.raises(ImageError, match="b"):
+        inspector.inspect(tmp_path / "b.png")
+
+
+def test_no_more_than_a_few_files_are_read_ahead(inspector: Inspector, tmp_path: Path) -> None:
+    file = tmp_path / "part.png"
+    cv2.imwrite(str(file), part())
+    asked = 0
+
+    def shift() -> Iterator[Path]:
+        nonlocal asked
+        for _ in range(100):
+            asked += 1
+            yield file
+
+    inspections = inspector.inspect_many(shift())
+    for done in range(1, 4):
+        next(inspections)
+        assert asked <= done + READ_AHEAD
+    inspections.close()
+    assert asked <= 3 + READ_AHEAD
+
+
+def test_pixels_of_another_kind_are_refused(inspector: Inspector) -> None:
+    with pytest.raises(ImageError):
+        inspector.inspect(np.zeros((4, 4, 7), np.uint8))
