@@ -101,6 +101,18 @@ def _processor() -> str:
     return next(names, platform.machine())
 
 
+def peak_mb() -> float | None:
+    """Megabytes that this process held at most; None where the system does not say.
+
+    Not `getrusage`: its figure begins with what the parent held when it started this process.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
 def versions(*distributions: str) -> dict[str, str]:
     """Version by distribution, Python's own first."""
     return {"python": platform.python_version()} | {name: version(name) for name in distributions}

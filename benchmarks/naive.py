@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 import typer
-from measuring import JsonFile, Row, hardware, in_turn, show, versions, write_rows
+from measuring import JsonFile, Row, hardware, in_turn, peak_mb, show, versions, write_rows
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -94,7 +93,7 @@ def one(way: str, data: Path, recipe: Path, bank: Path, images: int) -> Row:
     for sample in samples:
         answers["good" if sample.mask_path is None else "defective"].add(sample, *run(sample.image))
     row: Row = {kind: found.as_json() for kind, found in answers.items()}
-    return row | {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return row | {"peak_mb": peak_mb()}
 
 
 def _samples(data: Path, images: int) -> list[Sample]:

@@ -46,8 +46,10 @@ class PromptConfig(Section):
     """No view is smaller, pixels of the image: SAM needs surroundings to see an edge against."""
     view: Literal["zoom", "image"] = "zoom"
     """Zoomed views of regions, or the whole image as SAM's own predictor sees it."""
-    input_px: int = Field(512, ge=256, le=1024, multiple_of=256)
+    input_px: int = Field(512, ge=256, le=1024, multiple_of=64)
     """Side of a zoomed view as SAM sees it; the whole image is always seen at 1024."""
+    least_input_px: int = Field(256, ge=128, le=1024, multiple_of=64)
+    """The same where an image has many: more than three share the pixels of three, down to this."""
 
 
 class ChooseConfig(Section):

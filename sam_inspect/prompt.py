@@ -15,6 +15,8 @@ from sam_inspect.records import Box, CropMask, Prompt, Region, View
 
 IMAGE_INPUT_PX = 1024
 SUMMIT_CELLS = 1.5
+NEIGHBOURS_ZOOM = 1.5
+MOST_ZOOMED = 10
 Map = NDArray[np.float32]
 
 
@@ -121,7 +123,8 @@ def plan_views(regions: Sequence[Region], original_hw: tuple[int, int], config: 
     """The views that SAM is shown, with a box prompt for each region; [] for a good part.
 
     A zoomed view is a square of `context` times its box's longer side, moved inside the image (never mirrored at its
-    border). Regions whose common view would still be shown without scaling it down share one.
+    border). Neighbours share one that is hardly larger than their own. Three views are shown at `input_px`; up to ten
+    share the pixels of three; where there would be more, regions share whatever fits in `input_px` unscaled.
     """
     if not regions:
         return []
@@ -129,9 +132,16 @@ def plan_views(regions: Sequence[Region], original_hw: tuple[int, int], config: 
     if config.view == "image":
         return [View((0, 0, width, height), IMAGE_INPUT_PX, _prompts(regions, range(len(regions))))]
     crops = [_square(region.box_xyxy, original_hw, config.context, config.least_view_px) for region in regions]
-    return [
-        View(crop, config.input_px, _prompts(regions, indices)) for crop, indices in _shared(crops, original_hw, config)
-    ]
+    groups = _shared(crops, original_hw)
+    input_px = max(_share_of_three(config.input_px, len(groups)), config.least_input_px)
+    if len(groups) > MOST_ZOOMED:
+        groups, input_px = _shared(crops, original_hw, config.input_px), config.input_px
+    return [View(crop, input_px, _prompts(regions, indices)) for crop, indices in groups]
+
+
+def _share_of_three(input_px: int, views: int) -> int:
+    """Side of so many views that have the pixels of three between them, a multiple of 64."""
+    return input_px if views <= 3 else int(input_px * math.sqrt(3 / views)) // 64 * 64
 
 
 def _prompts(regions: Sequence[Region], indices: Sequence[int]) -> tuple[Prompt, ...]:
@@ -154,13 +164,19 @@ def _square(box: Box, original_hw: tuple[int, int], context: float, least_px: in
     return left, top, right, bottom
 
 
-def _shared(crops: Sequence[Box], original_hw: tuple[int, int], config: PromptConfig) -> list[tuple[Box, list[int]]]:
-    """Crops, each with the indices of the regions that it shows, after joining those that fit in one view."""
+def _shared(
+    crops: Sequence[Box], original_hw: tuple[int, int], unscaled_px: int | None = None
+) -> list[tuple[Box, list[int]]]:
+    """Crops, each with the indices of the regions that it shows.
+
+    Two are joined where that costs the smaller little of its zoom; with `unscaled_px`, where that costs no resolution.
+    """
     groups: list[tuple[Box, list[int]]] = []
     for index, crop in sorted(enumerate(crops), key=lambda item: _side(item[1]), reverse=True):
         for place, (other, indices) in enumerate(groups):
-            joined = _square(_hull(other, crop), original_hw, 1.0, config.least_view_px)
-            if _side(joined) <= max(_side(other), config.input_px):
+            joined = _square(_hull(other, crop), original_hw, 1.0, 1)
+            most = max(_side(other), unscaled_px) if unscaled_px else NEIGHBOURS_ZOOM * _side(crop)
+            if _side(joined) <= most:
                 groups[place] = (joined, [*indices, index])
                 break
         else:

@@ -113,8 +113,24 @@ def test_views_lie_inside_the_image_and_show_each_box_once(given_boxes: list[tup
             assert prompt.box_xyxy[3] <= y1
 
 
-def test_ten_scattered_regions_share_few_views() -> None:
-    places = np.random.default_rng(0).integers(20, 860, (10, 2))
-    regions = [Region((int(x), int(y), int(x) + 20, int(y) + 20), (0.0, 0.0), 1.0) for x, y in places]
-    assert len(plan_views(regions, (900, 900), CONFIG)) <= 4
-    assert len(plan_views(regions, (900, 900), PromptConfig(view="image"))) == 1
+def scattered(count: int) -> list[Region]:
+    places = np.random.default_rng(0).integers(20, 860, (count, 2))
+    return [Region((int(x), int(y), int(x) + 20, int(y) + 20), (0.0, 0.0), 1.0) for x, y in places]
+
+
+def test_ten_scattered_regions_cost_hardly_more_pixels_than_three() -> None:
+    views = plan_views(scattered(10), (900, 900), CONFIG)
+    assert len(views) == 10
+    assert sum(view.input_px**2 for view in views) < 4 * CONFIG.input_px**2
+    assert len(plan_views(scattered(10), (900, 900), PromptConfig(view="image"))) == 1
+
+
+def test_a_hundred_regions_share_a_few_views_that_show_the_image_unscaled() -> None:
+    assert len(plan_views(scattered(100), (900, 900), CONFIG)) <= 9
+
+
+def test_neighbours_share_a_view_and_a_small_one_keeps_its_zoom_beside_a_large_one() -> None:
+    near = [Region((100, 100, 120, 120), (0.0, 0.0), 1.0), Region((125, 110, 140, 125), (0.0, 0.0), 1.0)]
+    far = [Region((100, 100, 500, 500), (0.0, 0.0), 1.0), Region((520, 300, 540, 320), (0.0, 0.0), 1.0)]
+    assert [len(view.prompts) for view in plan_views(near, (900, 900), CONFIG)] == [2]
+    assert [len(view.prompts) for view in plan_views(far, (900, 900), CONFIG)] == [1, 1]

@@ -20,7 +20,7 @@ from sam_inspect.networks.backbone import Backbone
 
 LONGEST_SHRUNK_PX = 1024
 MOST_ENLARGED = 2.0
-TILES_AT_ONCE = 4
+TILES_AT_ONCE = {"cpu": 1, "cuda": 4}
 
 
 class BackboneConfig(Section):
@@ -68,8 +68,9 @@ class PatchGrid:
         scaled = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
         tile_h, tile_w = plan.tile_hw
         tiles = [scaled[y : y + tile_h, x : x + tile_w] for y, x in plan.origins_yx]
-        for start in range(0, len(tiles), TILES_AT_ONCE):
-            pixels = torch.from_numpy(np.stack(tiles[start : start + TILES_AT_ONCE])).permute(0, 3, 1, 2).float()
+        at_once = TILES_AT_ONCE[self.backbone.device.type]
+        for start in range(0, len(tiles), at_once):
+            pixels = torch.from_numpy(np.stack(tiles[start : start + at_once])).permute(0, 3, 1, 2).float()
             layers = [self._on_cells(layer.float(), plan.tile_hw) for layer in self.backbone.features(pixels)]
             yield from ([layer[i] for layer in layers] for i in range(len(pixels)))
 

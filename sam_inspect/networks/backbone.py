@@ -22,9 +22,11 @@ class Backbone(Protocol):
 
     Attributes:
         multiple_px: input sides must be multiples of this.
+        device: where it runs.
     """
 
     multiple_px: int
+    device: torch.device
 
     def features(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) float32 RGB in 0..255 -> one (B, C, h, w) a layer, fine to coarse, on any strides."""
@@ -38,7 +40,8 @@ class SamTrunk:
 
     def __init__(self, encoder: TinyVitEncoder, layers: Sequence[int]) -> None:
         self.encoder, self.layers = encoder, list(layers)
-        self._normalise = _Normalise(PIXEL_MEAN, PIXEL_STD, next(encoder.parameters()).device)
+        self.device = next(encoder.parameters()).device
+        self._normalise = _Normalise(PIXEL_MEAN, PIXEL_STD, self.device)
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> list[Tensor]:
@@ -56,7 +59,8 @@ class TimmBackbone:
             raise ConfigError(f"layers: {list(layers)} do not exist", f"choose among 0 to {len(reductions) - 1}")
         self.multiple_px = int(max(reductions[layer] for layer in layers))
         mean, std = (np.array(model.pretrained_cfg[key]) * 255 for key in ("mean", "std"))
-        self._normalise = _Normalise(mean, std, next(model.parameters()).device)
+        self.device = next(model.parameters()).device
+        self._normalise = _Normalise(mean, std, self.device)
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> list[Tensor]:

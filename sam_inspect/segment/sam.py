@@ -7,7 +7,7 @@ then the three of `multimask_output=True`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, ClassVar
 
@@ -22,8 +22,9 @@ from sam_inspect.networks import load_sam
 from sam_inspect.networks.sam import PIXEL_MEAN, PIXEL_STD, SamNetwork, build_sam
 from sam_inspect.records import Candidates, Prompt, View
 
-PROMPTS_PER_BATCH = 64
-VIEWS_PER_BATCH = 8
+# A CPU is fastest with what its caches hold: one view, and prompts for two views of 1024 pixels or eight of 512.
+VIEWS_PER_BATCH = {"cpu": 1, "cuda": 8}
+TOKENS_PER_BATCH = {"cpu": 8192, "cuda": 262_144}
 MASKS_PER_PROMPT = 4
 
 
@@ -51,6 +52,8 @@ class Sam:
     """A `SamNetwork` as a `Segmenter`; the subclasses below are the plugins, by the name of their network."""
 
     name: ClassVar[str]
+    fixed_input_px: ClassVar[int | None] = None
+    """The only size at which the network sees, whatever a view says; None where it takes any."""
 
     def __init__(self, network: SamNetwork) -> None:
         self.network = network
@@ -69,7 +72,7 @@ class Sam:
         return cls(network)
 
     def segment(self, image: NDArray[np.uint8], views: Sequence[View]) -> list[Candidates]:
-        """See `Segmenter.segment`; views of the same input size are encoded in one batch."""
+        """See `Segmenter.segment`; on a GPU views of the same input size in batches."""
         return [
             candidates
             for embedding in self.encode(image, views)
@@ -78,16 +81,19 @@ class Sam:
 
     @torch.inference_mode()
     def encode(self, image: NDArray[np.uint8], views: Sequence[View]) -> Iterator[Embedding]:
-        """An `Embedding` for each view, in order.
+        """An `Embedding` for each view, in order; its own view says at which size the network saw it.
 
         Args:
             image: (H, W, 3) uint8 RGB.
             views: crops of it.
         """
+        if self.fixed_input_px is not None:
+            views = [replace(view, input_px=self.fixed_input_px) for view in views]
         for _, group in groupby(views, key=lambda view: view.input_px):
             same_size = list(group)
-            for start in range(0, len(same_size), VIEWS_PER_BATCH):
-                batch = same_size[start : start + VIEWS_PER_BATCH]
+            at_once = VIEWS_PER_BATCH[self.device.type]
+            for start in range(0, len(same_size), at_once):
+                batch = same_size[start : start + at_once]
                 pixels = torch.stack([_normalised(_crop(image, view), view.input_px) for view in batch])
                 features = self.network.image_encoder(pixels.to(self.device))
                 for index, view in enumerate(batch):
@@ -98,7 +104,8 @@ class Sam:
         """The answers to `prompts`, in order; any mix of boxes, points and mask logits."""
         view, answers = embedding.view, {}
         encoder = self.network.prompt_encoder_for(view.input_px)
-        for indices in _batches(prompts):
+        tokens = embedding.features.shape[-2] * embedding.features.shape[-1]
+        for indices in _batches(prompts, max(1, TOKENS_PER_BATCH[self.device.type] // tokens)):
             batch = [prompts[index] for index in indices]
             sparse, dense = encoder(*_as_tensors(batch, view, self.device))
             logits, iou = self.network.mask_decoder.predict_masks(
@@ -120,21 +127,21 @@ class MobileSam(Sam):
 
 
 class SamVitB(Sam):
-    """SAM with ViT-B (Kirillov et al., ICCV 2023): views of 1024 pixels."""
+    """SAM with ViT-B (Kirillov et al., ICCV 2023)."""
 
-    name = "sam_vit_b"
+    name, fixed_input_px = "sam_vit_b", 1024
 
 
 class SamVitL(Sam):
     """SAM with ViT-L."""
 
-    name = "sam_vit_l"
+    name, fixed_input_px = "sam_vit_l", 1024
 
 
 class SamVitH(Sam):
     """SAM with ViT-H."""
 
-    name = "sam_vit_h"
+    name, fixed_input_px = "sam_vit_h", 1024
 
 
 def _crop(image: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
@@ -153,8 +160,8 @@ def _normalised(pixels: NDArray[np.uint8], input_px: int) -> Tensor:
     return torch.from_numpy(square).permute(2, 0, 1).contiguous()
 
 
-def _batches(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
-    """Indices of prompts that can be decoded together: the same number of points, the same kinds."""
+def _batches(prompts: Sequence[Prompt], most: int) -> Iterator[list[int]]:
+    """Indices of at most so many prompts that can be decoded together: the same number of points, the same kinds."""
 
     def shape(index: int) -> tuple[bool, int, bool]:
         prompt = prompts[index]
@@ -162,8 +169,8 @@ def _batches(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
 
     for _, group in groupby(sorted(range(len(prompts)), key=shape), key=shape):
         indices = list(group)
-        for start in range(0, len(indices), PROMPTS_PER_BATCH):
-            yield indices[start : start + PROMPTS_PER_BATCH]
+        for start in range(0, len(indices), most):
+            yield indices[start : start + most]
 
 
 PromptTensors = tuple[tuple[Tensor, Tensor] | None, Tensor | None, Tensor | None]
