@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.config import ChooseConfig
-from sam_inspect.masks import intersection_px, on_crop, resize_window, tight
+from sam_inspect.masks import intersection_px, on_crop, resize_window, tight, without_specks
 from sam_inspect.records import Box, Candidates, CropMask, Localization, Outline, Region, View
 
 VOTE_TEMPERATURE = 0.1
+SPECK_SHARE = 0.02
 Map = NDArray[np.float32]
 
 
@@ -45,7 +46,7 @@ def _outline(candidates: Candidates, localization: Localization, config: ChooseC
             view, _vote(candidates.low_res_logits, agreements + config.predicted_iou * candidates.predicted_iou)
         )
         pixels = vote > 0 if evidence is None else _probability(vote) + evidence > 2 * config.least_share
-        mask = tight(CropMask(view.crop_xyxy, pixels))
+        mask = tight(without_specks(CropMask(view.crop_xyxy, pixels), SPECK_SHARE))
         if mask is not None:
             return Outline(mask, region, "sam")
     return Outline(region.mask, region, "heatmap") if region.mask is not None else None

@@ -119,6 +119,27 @@ def from_rle(rle: dict[str, Any]) -> CropMask | None:
     return from_full(coco.decode(rle).astype(bool))
 
 
+def without_specks(mask: CropMask, least_share: float) -> CropMask:
+    """The mask without parts, and with holes filled, that are smaller than this share of it; its box stays."""
+    least = least_share * mask.area_px
+    kept = mask.pixels & ~_small(mask.pixels, least, connectivity=8)
+    outside = np.pad(~kept, 1, constant_values=True)
+    holes = _small(outside, least, connectivity=4, but=(0, 0))
+    return CropMask(mask.box_xyxy, kept | holes[1:-1, 1:-1])
+
+
+def _small(pixels: Mask, least_px: float, connectivity: int, but: tuple[int, int] | None = None) -> Mask:
+    """Those pixels that lie in a component of fewer than so many, unless it holds the pixel `but`."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(
+        np.ascontiguousarray(pixels).view(np.uint8), connectivity=connectivity
+    )
+    small = stats[:, cv2.CC_STAT_AREA] < least_px
+    small[0] = False
+    if but is not None:
+        small[labels[but]] = False
+    return np.asarray(small[labels], np.bool_)
+
+
 def polygons(mask: CropMask) -> list[NDArray[np.int32]]:
     """Outer outlines in pixels of the image, each (N, 2) int32 (x, y), N >= 1."""
     contours, _ = cv2.findContours(

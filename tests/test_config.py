@@ -70,7 +70,7 @@ def test_a_name_like_no_other_is_answered_with_all_there_are() -> None:
         ("localizer: {name: memory_bank, nmae: 1}", r"did you mean 'name'\?"),
         ("choose: {zzz: 1}", r"valid keys are .*duplicate_iou"),
         ("prompt: {context: 0.5}", r"prompt.context: .*; got 0.5"),
-        ("prompt: {input_px: 500}", r"prompt.input_px: .*multiple of 256"),
+        ("prompt: {input_px: 500}", r"prompt.input_px: .*multiple of 64"),
         ("prompt: {view: far}", r"prompt.view: .*'zoom' or 'image'"),
         ("judge: {false_reject_rate: 1}", r"less than 1"),
         ("judge: {min_area_px: many}", r"judge.min_area_px: .*got 'many'"),

@@ -241,3 +241,18 @@ def test_logits_come_back_to_the_image_as_in_segment_anything(
     theirs = Sam.postprocess_masks(sam, torch.from_numpy(logits)[None], view.input_hw, view.crop_hw)[0].numpy()
     for index in range(3):
         np.testing.assert_allclose(masks.on_crop(view, logits[index]), theirs[index], atol=1e-4)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 0.3))
+def test_specks_go_and_pinholes_close_as_by_scipy(seed: int, share: float) -> None:
+    blurred = cv2.GaussianBlur(np.random.default_rng(seed).normal(size=(40, 50)), (0, 0), 1.5)
+    mask = CropMask((5, 7, 55, 47), blurred > 0)
+    least = share * mask.area_px
+    labels, count = ndimage.label(mask.pixels, np.ones((3, 3)))
+    kept = np.isin(labels, [i for i in range(1, count + 1) if (labels == i).sum() >= least])
+    holes, count = ndimage.label(np.pad(~kept, 1, constant_values=True))
+    small = [i for i in range(1, count + 1) if i != holes[0, 0] and (holes == i).sum() < least]
+    expected = kept | np.isin(holes, small)[1:-1, 1:-1]
+    found = masks.without_specks(mask, share)
+    assert found.box_xyxy == mask.box_xyxy
+    np.testing.assert_array_equal(found.pixels, expected)
