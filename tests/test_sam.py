@@ -1,4 +1,4 @@
-"""MobileSAM with the published weights answers what the published implementation answers."""
+"""Our SAMs answer what the published implementation answers: MobileSAM with its weights, the larger ones by shape."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from segment_anything import SamPredictor, sam_model_registry
 
+from sam_inspect.errors import WeightsError
 from sam_inspect.images import read_image
 from sam_inspect.masks import on_crop
+from sam_inspect.networks.sam import build_sam
 from sam_inspect.records import Candidates, Prompt, View
-from sam_inspect.segment.sam import MobileSam
+from sam_inspect.segment.sam import MobileSam, SamVitB
 from sam_inspect.weights import LoadedWeights
 
 
@@ -54,3 +58,30 @@ def test_prompts_together_are_answered_as_one_by_one(sam: MobileSam) -> None:
     for prompt, answer in zip(prompts, together, strict=True):
         (alone,) = sam.segment(image, [View((0, 0, 160, 120), 512, (prompt,))])
         np.testing.assert_allclose(answer.low_res_logits, alone.low_res_logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h"])
+def test_the_larger_sams_take_the_official_keys_and_shapes(name: str) -> None:
+    key = "image_encoder.blocks.7.attn.rel_pos_h"
+    with torch.device("meta"):
+        official = sam_model_registry[name]().state_dict()
+        build_sam(f"sam_{name}", official, device="meta")
+        del official[key]
+        with pytest.raises(WeightsError, match=f"{key} is absent"):
+            build_sam(f"sam_{name}", official, device="meta")
+
+
+def test_a_larger_sam_answers_what_the_official_predictor_answers() -> None:
+    """With random weights; a view of another size is seen at 1024 pixels all the same."""
+    torch.manual_seed(0)
+    official = sam_model_registry["vit_b"]().eval()
+    own = SamVitB.from_tensors("sam_vit_b", official.state_dict())
+    image = np.random.default_rng(0).integers(0, 256, (90, 160, 3), np.uint8)
+    predictor = SamPredictor(official)
+    predictor.set_image(image)
+    _, iou, logits = predictor.predict(box=np.array([20, 30, 100, 80]), multimask_output=True)
+    prompt = Prompt(box_xyxy=(20, 30, 100, 80))
+    (answer,) = own.segment(image, [View((0, 0, 160, 90), 512, (prompt,))])
+    assert answer.view.input_px == 1024
+    np.testing.assert_allclose(answer.low_res_logits[1:], logits, atol=1e-4)
+    np.testing.assert_allclose(answer.predicted_iou[1:], iou, atol=1e-4)

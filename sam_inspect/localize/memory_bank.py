@@ -224,11 +224,11 @@ def _gather(
     quota = -(-max(POOL_PATCHES, args.bank_patches) // len(images))
     rows: list[list[Tensor]] = [[] for _ in grid.config.layers]
     held, step = [], 1
-    for index, path in enumerate(progress(images, f"good parts through {grid.config.name}", len(images))):
+    for index, path in enumerate(progress(images, f"good parts through {_look(grid.config)}", len(images))):
         image = read_image(path)
         tiles = [[layer.cpu() for layer in tile] for tile in grid.features(image, grid.plan(image.shape[:2]))]
         if index == 0:
-            step = _announce(len(images), tiles, quota)
+            step = _announce(grid.config, len(images), tiles, quota)
         for layer, parts in zip(rows, zip(*tiles, strict=True), strict=True):
             flat = torch.cat([part.flatten(0, 1) for part in parts])
             layer.append(flat[torch.randperm(len(flat), generator=generator)[:quota]])
@@ -238,14 +238,18 @@ def _gather(
     return [torch.cat(layer) for layer in rows], owners, held
 
 
-def _announce(n_images: int, tiles: Sequence[Sequence[Tensor]], quota: int) -> int:
+def _look(config: BackboneConfig) -> str:
+    return f"{config.name} at {config.size_px} pixels"
+
+
+def _announce(config: BackboneConfig, n_images: int, tiles: Sequence[Sequence[Tensor]], quota: int) -> int:
     """Says how much memory fitting takes; answers with every how-many-eth image is held."""
     held_bytes = 2 * sum(layer.numel() for tile in tiles for layer in tile)
     step = max(1, -(-n_images * held_bytes // HELD_BYTES))
     step = min(step, max(1, n_images // 2))
     pool_bytes = sum(4 * n_images * quota * layer.shape[-1] for layer in tiles[0])
     total = 3 * pool_bytes + held_bytes * -(-n_images // step)
-    log.info("fitting on %d images takes up to %.1f GB of memory beside the network", n_images, total / 1e9)
+    log.info("%s: fitting %d images takes up to %.1f GB beside the network", _look(config), n_images, total / 1e9)
     return step
 
 
