@@ -116,6 +116,7 @@ def test_an_unread_image_counts_before_a_defect(plant, sam_inspect, good: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_picture_of_108_million_pixels_takes_less_than_4_gb(plant, sam_inspect, results, tmp_path: Path) -> None:
     part = np.asarray(Image.open(sorted(plant.product.glob("test/good/*"))[0]).convert("RGB"))
     side = -(-12_000 // part.shape[1]), -(-9_000 // part.shape[0])
