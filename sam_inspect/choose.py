@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.config import ChooseConfig
-from sam_inspect.masks import intersection_px, on_crop, resize_window, tight, without_specks
+from sam_inspect.masks import intersection_px, on_crop, on_image, resize_window, tight, without_specks, work_hw
 from sam_inspect.records import Box, Candidates, CropMask, Localization, Outline, Region, View
 
 VOTE_TEMPERATURE = 0.1
@@ -39,24 +39,26 @@ def _outline(candidates: Candidates, localization: Localization, config: ChooseC
     """SAM's mask, or the map's own outline; None for a given box in which SAM sees nothing."""
     assert candidates.prompt.region is not None
     region, view = localization.regions[candidates.prompt.region], candidates.view
-    evidence = _evidence(localization, view.crop_xyxy, region, config.from_peak)
+    grid_hw = work_hw(view.crop_hw)
+    evidence = _evidence(localization, view.crop_xyxy, grid_hw, region, config.from_peak)
     agreements = _agreements(candidates, region, evidence)
     if agreements.max() >= config.least_agreement:
-        vote = on_crop(
-            view, _vote(candidates.low_res_logits, agreements + config.predicted_iou * candidates.predicted_iou)
-        )
-        pixels = vote > 0 if evidence is None else _probability(vote) + evidence > 2 * config.least_share
-        mask = tight(without_specks(CropMask(view.crop_xyxy, pixels), SPECK_SHARE))
+        ranks = agreements + config.predicted_iou * candidates.predicted_iou
+        vote = on_crop(view, _vote(candidates.low_res_logits, ranks), grid_hw)
+        rise = vote if evidence is None else _probability(vote) + evidence - 2 * config.least_share
+        mask = tight(without_specks(CropMask((0, 0, grid_hw[1], grid_hw[0]), rise > 0), SPECK_SHARE))
         if mask is not None:
-            return Outline(mask, region, "sam")
+            return Outline(on_image(mask, view.crop_xyxy, grid_hw), region, "sam")
     return Outline(region.mask, region, "heatmap") if region.mask is not None else None
 
 
-def _evidence(localization: Localization, crop: Box, region: Region, from_peak: float) -> Map | None:
-    """The map in a crop, (h, w) float32 from 0 at `from_peak` of the region's peak to 1 at the peak."""
+def _evidence(
+    localization: Localization, crop: Box, grid_hw: tuple[int, int], region: Region, from_peak: float
+) -> Map | None:
+    """The map in a crop, float32 on a grid over it, from 0 at `from_peak` of the region's peak to 1 at the peak."""
     if localization.anomaly_map is None:
         return None
-    rise = resize_window(localization.anomaly_map, crop, localization.original_hw)
+    rise = resize_window(localization.anomaly_map, crop, localization.original_hw, grid_hw)
     low = from_peak * region.score
     return np.asarray(np.clip((rise - low) / max(region.score - low, 1e-6), 0, 1), np.float32)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,8 @@ from pycocotools import mask as coco
 from sam_inspect.records import Box, CropMask, View
 
 Mask = NDArray[np.bool_]
+MOST_GRID_PX = 2048
+EPS = 1e-6
 
 
 def from_full(mask: Mask) -> CropMask | None:
@@ -154,12 +157,39 @@ def resize_map(anomaly_map: NDArray[np.float32], original_hw: tuple[int, int]) -
     return np.asarray(cv2.resize(anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
-def resize_window(anomaly_map: NDArray[np.float32], box_xyxy: Box, original_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """What `resize_map` would hold inside the box, (y1 - y0, x1 - x0) float32, without making the rest."""
+def work_hw(hw: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) of a grid over so many pixels: the pixels themselves up to 2048 a side, else coarser.
+
+    Neither a map's cells nor SAM's masks know more, and 100 million pixels would cost gigabytes and minutes.
+    """
+    shrink = max(1.0, max(hw) / MOST_GRID_PX)
+    return max(1, round(hw[0] / shrink)), max(1, round(hw[1] / shrink))
+
+
+def on_image(mask: CropMask, window: Box, grid_hw: tuple[int, int]) -> CropMask:
+    """A mask on a grid over a window of the image, as pixels of the image; its own copy, so that the grid can go."""
+    scale_y, scale_x = (window[3] - window[1]) / grid_hw[0], (window[2] - window[0]) / grid_hw[1]
+    x0, y0, x1, y1 = mask.box_xyxy
+    left, top = int(x0 * scale_x + EPS), int(y0 * scale_y + EPS)
+    right, bottom = math.ceil(x1 * scale_x - EPS), math.ceil(y1 * scale_y - EPS)
+    size = right - left, bottom - top
+    pixels = cv2.resize(mask.pixels.view(np.uint8), size, interpolation=cv2.INTER_NEAREST).view(bool)
+    return CropMask((window[0] + left, window[1] + top, window[0] + right, window[1] + bottom), pixels.copy())
+
+
+def resize_window(
+    anomaly_map: NDArray[np.float32],
+    box_xyxy: Box,
+    original_hw: tuple[int, int],
+    grid_hw: tuple[int, int] | None = None,
+) -> NDArray[np.float32]:
+    """What `resize_map` would hold inside the box, float32 on (y1 - y0, x1 - x0) pixels or on another grid over it."""
     x0, y0, x1, y1 = box_xyxy
+    grid_h, grid_w = grid_hw or (y1 - y0, x1 - x0)
     scale_x, scale_y = anomaly_map.shape[1] / original_hw[1], anomaly_map.shape[0] / original_hw[0]
-    columns = np.asarray((np.arange(x0, x1) + 0.5) * scale_x - 0.5, np.float32)
-    rows = np.asarray((np.arange(y0, y1) + 0.5) * scale_y - 0.5, np.float32)
+    x = x0 + (np.arange(grid_w) + 0.5) * ((x1 - x0) / grid_w)
+    y = y0 + (np.arange(grid_h) + 0.5) * ((y1 - y0) / grid_h)
+    columns, rows = np.asarray(x * scale_x - 0.5, np.float32), np.asarray(y * scale_y - 0.5, np.float32)
     return _interpolated(_interpolated(anomaly_map, rows).T, columns).T
 
 
@@ -171,8 +201,10 @@ def _interpolated(values: NDArray[np.float32], places: NDArray[np.float32]) -> N
     return np.asarray(values[lower] * (1 - share) + values[np.minimum(lower + 1, len(values) - 1)] * share, np.float32)
 
 
-def on_crop(view: View, low_res_logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """SAM's (l, l) float32 logits as (h, w) on the view's crop, at the image's own resolution; above 0 is mask.
+def on_crop(
+    view: View, low_res_logits: NDArray[np.float32], grid_hw: tuple[int, int] | None = None
+) -> NDArray[np.float32]:
+    """SAM's (l, l) float32 logits on the view's crop, at the image's own resolution or another grid; above 0 is mask.
 
     This is the one way back from SAM's frame to the image's: up to the square input, the padding cut off, then to the
     crop's size, both bilinear, as `Sam.postprocess_masks` of segment_anything does.
@@ -180,6 +212,6 @@ def on_crop(view: View, low_res_logits: NDArray[np.float32]) -> NDArray[np.float
     square = (view.input_px, view.input_px)
     logits = cv2.resize(low_res_logits, square, interpolation=cv2.INTER_LINEAR)
     height, width = view.input_hw
-    crop_h, crop_w = view.crop_hw
+    crop_h, crop_w = grid_hw or view.crop_hw
     cut = logits[:height, :width]
     return np.asarray(cv2.resize(cut, (crop_w, crop_h), interpolation=cv2.INTER_LINEAR), np.float32)

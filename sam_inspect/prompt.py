@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.config import PromptConfig
-from sam_inspect.masks import components, resize_window
+from sam_inspect.masks import components, on_image, resize_window, work_hw
 from sam_inspect.records import Box, CropMask, Prompt, Region, View
 
 IMAGE_INPUT_PX = 1024
@@ -37,18 +37,17 @@ def find_regions(
     """
     low = min(threshold, config.floor * threshold)
     cell = max(original_hw[0] / anomaly_map.shape[0], original_hw[1] / anomaly_map.shape[1])
-    reach = 2 * math.ceil(SUMMIT_CELLS * cell) + 1
     outlines = [
         (rise, window, part)
         for window, rise in _windows(anomaly_map, original_hw, low, threshold)
-        for part in _parts(rise, low, threshold, config.grow, reach)
+        for part in _parts(rise, low, threshold, config.grow, SUMMIT_CELLS * cell / _scale_yx(rise, window)[0])
     ]
     regions = [_region(rise, window, part, config.blur_cells * cell) for rise, window, part in outlines]
     return tuple(sorted(regions, key=lambda region: -region.score))
 
 
 def _windows(anomaly_map: Map, original_hw: tuple[int, int], low: float, threshold: float) -> Iterator[tuple[Box, Map]]:
-    """Parts of the image around what rises above `threshold`, each with the map there at the image's resolution."""
+    """Parts of the image around what rises above `threshold`, each with the map there, as fine as is worth it."""
     (rows, columns), (height, width) = anomaly_map.shape, original_hw
     # Between cells the map is interpolated: a pixel above `low` has such a cell among its four nearest.
     above = cv2.dilate((anomaly_map > low).view(np.uint8), np.ones((3, 3), np.uint8)).view(bool)
@@ -60,14 +59,21 @@ def _windows(anomaly_map: Map, original_hw: tuple[int, int], low: float, thresho
         alone[y0:y1, x0:x1][~cells.pixels] = low
         start, end = (x0 * width // columns, y0 * height // rows), (-(-x1 * width // columns), -(-y1 * height // rows))
         window = (*start, *end)
-        yield window, resize_window(alone, window, original_hw)
+        grid_hw = work_hw((window[3] - window[1], window[2] - window[0]))
+        yield window, resize_window(alone, window, original_hw, grid_hw)
 
 
-def _parts(rise: Map, low: float, threshold: float, grow: float, reach: int) -> Iterator[CropMask]:
+def _scale_yx(rise: Map, window: Box) -> tuple[float, float]:
+    """Pixels of the image per pixel of a window's grid."""
+    return (window[3] - window[1]) / rise.shape[0], (window[2] - window[0]) / rise.shape[1]
+
+
+def _parts(rise: Map, low: float, threshold: float, grow: float, summit_px: float) -> Iterator[CropMask]:
     """The outlines of the regions of one window, the highest first."""
     # Resampling may shave a lone cell's peak; the window was cut for what rises, so its highest pixel always counts.
     least = min(threshold, float(rise.max()) - 1e-6)
     # A region begins where the map has a peak of its own: the slope about another region's peak begins none.
+    reach = 2 * math.ceil(summit_px) + 1
     summits = (rise > least) & (rise >= cv2.dilate(rise, np.ones((reach, reach), np.uint8)))
     left = rise > low
     while (summits & left).any():
@@ -99,12 +105,11 @@ def _peak(rise: Map, part: CropMask) -> tuple[float, tuple[int, int]]:
 
 def _region(rise: Map, window: Box, part: CropMask, blur_px: float) -> Region:
     """A part of a window as a region of the image."""
-    left, top = window[:2]
-    x0, y0, x1, y1 = part.box_xyxy
-    box = (left + x0, top + y0, left + x1, top + y1)
+    (left, top), (scale_y, scale_x) = window[:2], _scale_yx(rise, window)
     score, (x, y) = _peak(rise, part)
-    peak = left + x, top + y
-    return Region(_drawn_in(box, peak, blur_px), (peak[0] + 0.5, peak[1] + 0.5), score, CropMask(box, part.pixels))
+    peak = left + int((x + 0.5) * scale_x), top + int((y + 0.5) * scale_y)
+    mask = on_image(part, window, (rise.shape[0], rise.shape[1]))
+    return Region(_drawn_in(mask.box_xyxy, peak, blur_px), (peak[0] + 0.5, peak[1] + 0.5), score, mask)
 
 
 def _drawn_in(box: Box, peak: tuple[int, int], blur_px: float) -> Box:

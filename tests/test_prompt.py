@@ -47,6 +47,15 @@ def test_each_bump_is_a_region_of_its_own_and_none_overlap() -> None:
     assert all(intersection_px(a, b) == 0 for i, a in enumerate(masks) for b in masks[:i])
 
 
+def test_regions_of_a_huge_image_lie_where_the_map_is_high() -> None:
+    hw = (6_000, 9_600)
+    regions = find_regions(bumps((40, 40), (250, 60), (160, 150)), hw, 2.0, CONFIG)
+    peaks = sorted((x / 30, y / 30) for x, y in (region.peak_xy for region in regions))
+    np.testing.assert_allclose(peaks, [(40, 40), (160, 150), (250, 60)], atol=8)
+    joined = find_regions(np.full((25, 40), 4.0, np.float32), hw, 2.0, CONFIG)
+    assert [region.mask.area_px for region in joined if region.mask] == [6_000 * 9_600]
+
+
 def test_the_slope_about_a_high_peak_is_no_further_defect() -> None:
     """At ten times the threshold, the slope outside the outline is still far above it."""
     assert len(find_regions(bumps((160, 100), height=40.0), HW, 2.0, CONFIG)) == 1
