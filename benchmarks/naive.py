@@ -28,6 +28,7 @@ from sam_inspect.images import read_image
 from sam_inspect.localize.memory_bank import MemoryBankArgs
 from sam_inspect.localize.patches import BackboneConfig
 from sam_inspect.masks import components, union
+from sam_inspect.metrics import mask_iou
 from sam_inspect.networks import load_backbone, load_sam
 from sam_inspect.pipeline import Inspector
 from sam_inspect.recipe import load_recipe
@@ -109,23 +110,20 @@ def _samples(data: Path, images: int) -> list[Sample]:
 class Answers:
     """What a way said about images of one kind."""
 
-    seconds: list[float] = field(default_factory=list)
     ms: list[dict[str, float]] = field(default_factory=list)
     ious: list[float] = field(default_factory=list)
 
     def add(self, sample: Sample, mask: NDArray[np.bool_], ms: dict[str, float]) -> None:
         """One image's mask, and what its stages took."""
         self.ms.append(ms)
-        self.seconds.append(sum(ms.values()) / 1000)
         if sample.mask_path is not None:
-            truth = read_gt_mask(sample, mask.shape)
-            self.ious.append(float((mask & truth).sum() / (mask | truth).sum()))
+            self.ious.append(mask_iou(mask, read_gt_mask(sample, mask.shape)))
 
     def as_json(self) -> Row:
         """Means."""
         named = ("read", "localize", "segment")
         stages = {stage: float(np.mean([ms.get(stage, 0) for ms in self.ms])) for stage in named}
-        seconds = float(np.mean(self.seconds))
+        seconds = float(np.mean([sum(ms.values()) for ms in self.ms])) / 1000
         other = 1000 * seconds - sum(stages.values())
         iou = float(np.mean(self.ious)) if self.ious else None
         return {"seconds": seconds, "ms": stages | {"other": other}, "mean_iou": iou}

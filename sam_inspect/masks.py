@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +14,6 @@ from sam_inspect.records import Box, CropMask, View
 
 Mask = NDArray[np.bool_]
 MOST_GRID_PX = 2048
-EPS = 1e-6
 
 
 def from_full(mask: Mask) -> CropMask | None:
@@ -166,15 +164,23 @@ def work_hw(hw: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(hw[0] / shrink)), max(1, round(hw[1] / shrink))
 
 
-def on_image(mask: CropMask, window: Box, grid_hw: tuple[int, int]) -> CropMask:
-    """A mask on a grid over a window of the image, as pixels of the image; its own copy, so that the grid can go."""
-    scale_y, scale_x = (window[3] - window[1]) / grid_hw[0], (window[2] - window[0]) / grid_hw[1]
-    x0, y0, x1, y1 = mask.box_xyxy
-    left, top = int(x0 * scale_x + EPS), int(y0 * scale_y + EPS)
-    right, bottom = math.ceil(x1 * scale_x - EPS), math.ceil(y1 * scale_y - EPS)
-    size = right - left, bottom - top
-    pixels = cv2.resize(mask.pixels.view(np.uint8), size, interpolation=cv2.INTER_NEAREST).view(bool)
-    return CropMask((window[0] + left, window[1] + top, window[0] + right, window[1] + bottom), pixels.copy())
+def box_on_image(box_xyxy: Box, window: Box, grid_hw: tuple[int, ...]) -> Box:
+    """The pixels of the image that a box touches which is given on a grid over a window of it."""
+    (x0, y0, x1, y1), (left, top, right, bottom), (rows, columns) = box_xyxy, window, grid_hw
+    width, height = right - left, bottom - top
+    return (
+        left + x0 * width // columns,
+        top + y0 * height // rows,
+        left - (-x1 * width // columns),
+        top - (-y1 * height // rows),
+    )
+
+
+def on_image(mask: CropMask, window: Box, grid_hw: tuple[int, ...]) -> CropMask:
+    """A mask on a grid over a window of the image, as pixels of the image; no view, so that the grid can go."""
+    box = box_on_image(mask.box_xyxy, window, grid_hw)
+    size = box[2] - box[0], box[3] - box[1]
+    return CropMask(box, cv2.resize(mask.pixels.view(np.uint8), size, interpolation=cv2.INTER_NEAREST).view(bool))
 
 
 def resize_window(

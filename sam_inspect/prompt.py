@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.config import PromptConfig
-from sam_inspect.masks import components, on_image, resize_window, work_hw
+from sam_inspect.masks import box_on_image, components, on_image, resize_window, work_hw
 from sam_inspect.records import Box, CropMask, Prompt, Region, View
 
 IMAGE_INPUT_PX = 1024
@@ -37,18 +37,16 @@ def find_regions(
     """
     low = min(threshold, config.floor * threshold)
     cell = max(original_hw[0] / anomaly_map.shape[0], original_hw[1] / anomaly_map.shape[1])
-    outlines = [
-        (rise, window, part)
+    regions = [
+        _region(rise, window, part, config.blur_cells * cell)
         for window, rise in _windows(anomaly_map, original_hw, low, threshold)
         for part in _parts(rise, low, threshold, config.grow, SUMMIT_CELLS * cell / _scale_yx(rise, window)[0])
     ]
-    regions = [_region(rise, window, part, config.blur_cells * cell) for rise, window, part in outlines]
     return tuple(sorted(regions, key=lambda region: -region.score))
 
 
 def _windows(anomaly_map: Map, original_hw: tuple[int, int], low: float, threshold: float) -> Iterator[tuple[Box, Map]]:
     """Parts of the image around what rises above `threshold`, each with the map there, as fine as is worth it."""
-    (rows, columns), (height, width) = anomaly_map.shape, original_hw
     # Between cells the map is interpolated: a pixel above `low` has such a cell among its four nearest.
     above = cv2.dilate((anomaly_map > low).view(np.uint8), np.ones((3, 3), np.uint8)).view(bool)
     for cells in components(above):
@@ -57,8 +55,7 @@ def _windows(anomaly_map: Map, original_hw: tuple[int, int], low: float, thresho
             continue
         alone = anomaly_map.copy()
         alone[y0:y1, x0:x1][~cells.pixels] = low
-        start, end = (x0 * width // columns, y0 * height // rows), (-(-x1 * width // columns), -(-y1 * height // rows))
-        window = (*start, *end)
+        window = box_on_image(cells.box_xyxy, (0, 0, original_hw[1], original_hw[0]), anomaly_map.shape)
         grid_hw = work_hw((window[3] - window[1], window[2] - window[0]))
         yield window, resize_window(alone, window, original_hw, grid_hw)
 
@@ -108,7 +105,7 @@ def _region(rise: Map, window: Box, part: CropMask, blur_px: float) -> Region:
     (left, top), (scale_y, scale_x) = window[:2], _scale_yx(rise, window)
     score, (x, y) = _peak(rise, part)
     peak = left + int((x + 0.5) * scale_x), top + int((y + 0.5) * scale_y)
-    mask = on_image(part, window, (rise.shape[0], rise.shape[1]))
+    mask = on_image(part, window, rise.shape)
     return Region(_drawn_in(mask.box_xyxy, peak, blur_px), (peak[0] + 0.5, peak[1] + 0.5), score, mask)
 
 
