@@ -5,7 +5,7 @@ SamInspectError
 │   ├── ConfigError       2, 422   an unknown key, a value out of range
 │   ├── DatasetError      2, 422   a data folder that is empty or not laid out as expected
 │   ├── BoxesError        2, 422   a boxes file or a box that cannot be used
-│   └── RecipeError       2, 422   a recipe folder that is missing, cut or of a newer schema
+│   └── RecipeError       2, 422   a recipe folder that is missing, cut or of another schema
 ├── ImageError            1, 422   one picture that cannot be read or is too large
 ├── WeightsError          1, 503   weights that are cut, swapped or unsafe to load
 │   └── WeightsMissing    1, 503   known weights that are not on this machine yet
@@ -64,7 +64,7 @@ class BoxesError(UsageError):
 
 
 class RecipeError(UsageError):
-    """A recipe folder that is missing, cut, or of a newer schema."""
+    """A recipe folder that is missing, cut, or of another schema."""
 
     http_status = 422
 

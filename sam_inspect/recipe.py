@@ -84,7 +84,7 @@ def load_recipe(folder: Path) -> Recipe:
     """The recipe that `save_recipe` wrote, after checking that every file is the one that it wrote.
 
     Raises:
-        RecipeError: the folder or a file is missing, cut or changed, or of a newer schema.
+        RecipeError: the folder or a file is missing, cut or changed, or of another schema.
         ConfigError: a value of its configuration was changed to one that cannot be.
     """
     document = _document(folder)
@@ -110,7 +110,7 @@ def _json(data: Mapping[str, Any]) -> bytes:
 
 
 def _document(folder: Path) -> dict[str, Any]:
-    """`recipe.yaml`, of a schema that this program knows."""
+    """`recipe.yaml`, of this program's schema."""
     path = folder / RECIPE
     if not path.is_file():
         what = "holds no recipe.yaml" if folder.is_dir() else "does not exist"
@@ -122,9 +122,9 @@ def _document(folder: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or not isinstance(document.get("schema_version"), int):
         raise RecipeError(f"{path}: says no schema_version", AGAIN)
     version = document["schema_version"]
-    if version > SCHEMA_VERSION:
-        remedy = "update sam-inspect, or train again with this one"
-        raise RecipeError(f"{path}: its schema is {version}, this program knows up to {SCHEMA_VERSION}", remedy)
+    if version != SCHEMA_VERSION:
+        remedy = "update sam-inspect, or train it again with this one" if version > SCHEMA_VERSION else "train it again"
+        raise RecipeError(f"{path}: its schema is {version}, this program's is {SCHEMA_VERSION}", remedy)
     missing = [key for key in ("config", "localizer_facts", "files") if not isinstance(document.get(key), dict)]
     if missing:
         raise RecipeError(f"{path}: lacks {missing[0]!r}", AGAIN)

@@ -110,10 +110,14 @@ def test_a_damaged_file_is_named(recipe: Recipe, name: str, damage: Callable[[Pa
         ("[1, 2]", "says no schema_version"),
         ("schema_version: one", "says no schema_version"),
         ("a: [1", "cannot be read"),
-        ("schema_version: 1\n", "lacks 'config'"),
-        ("schema_version: 1\nconfig: {}\nlocalizer_facts: {}\nfiles: [a]\n", "lacks 'files'"),
-        ("schema_version: 1\nconfig: {}\nlocalizer_facts: {}\nfiles: {}\n", "is cut or was changed"),
-        (f"schema_version: {SCHEMA_VERSION + 1}\n", f"its schema is {SCHEMA_VERSION + 1}, this program knows up to"),
+        (f"schema_version: {SCHEMA_VERSION}\n", "lacks 'config'"),
+        (f"schema_version: {SCHEMA_VERSION}\nconfig: {{}}\nlocalizer_facts: {{}}\nfiles: [a]\n", "lacks 'files'"),
+        (
+            f"schema_version: {SCHEMA_VERSION}\nconfig: {{}}\nlocalizer_facts: {{}}\nfiles: {{}}\n",
+            "is cut or was changed",
+        ),
+        (f"schema_version: {SCHEMA_VERSION + 1}\n", f"its schema is {SCHEMA_VERSION + 1}, this program's is"),
+        (f"schema_version: {SCHEMA_VERSION - 1}\n", "train it again"),
     ],
 )
 def test_a_damaged_yaml_is_one_line(recipe: Recipe, text: str, says: str) -> None:
