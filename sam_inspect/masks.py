@@ -90,10 +90,8 @@ def clip_box(box: tuple[float, float, float, float], original_hw: tuple[int, int
 
 def length_px(mask: CropMask) -> float:
     """Longest extent of the mask, pixels: the longer side of its rotated box of least area, pixels counted whole."""
-    points = cv2.findNonZero(mask.pixels.view(np.uint8))
-    if points is None:
-        return 0.0
-    return float(max(cv2.minAreaRect(points)[1]) + 1.0)
+    outlines = _outlines(mask, cv2.CHAIN_APPROX_SIMPLE)
+    return float(max(cv2.minAreaRect(np.concatenate(outlines))[1]) + 1.0) if outlines else 0.0
 
 
 def to_rle(mask: CropMask, original_hw: tuple[int, int]) -> dict[str, Any]:
@@ -143,10 +141,14 @@ def _small(pixels: Mask, least_px: float, connectivity: int, but: tuple[int, int
 
 def polygons(mask: CropMask) -> list[NDArray[np.int32]]:
     """Outer outlines in pixels of the image, each (N, 2) int32 (x, y), N >= 1."""
-    contours, _ = cv2.findContours(
-        mask.pixels.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=mask.box_xyxy[:2]
-    )
-    return [np.asarray(contour[:, 0, :], np.int32) for contour in contours]
+    return [outline[:, 0, :] for outline in _outlines(mask, cv2.CHAIN_APPROX_NONE)]
+
+
+def _outlines(mask: CropMask, approximation: int) -> list[NDArray[np.int32]]:
+    """OpenCV's outer contours, each (N, 1, 2) (x, y) in pixels of the image."""
+    pixels, offset = mask.pixels.view(np.uint8), mask.box_xyxy[:2]
+    contours, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, approximation, offset=offset)
+    return [np.asarray(contour, np.int32) for contour in contours]
 
 
 def resize_map(anomaly_map: NDArray[np.float32], original_hw: tuple[int, int]) -> NDArray[np.float32]:
