@@ -35,11 +35,11 @@ class StageConfig(Section):
 class PromptConfig(Section):
     """From the anomaly map to regions, and from regions to what SAM is asked."""
 
-    grow: float = Field(0.65, ge=0, le=1)
+    grow: float = Field(0.6, ge=0, le=1)
     """A region reaches down to this share of its own peak (but not below `floor`)."""
     floor: float = Field(0.6, gt=0, le=1)
     """Share of the threshold below which no region reaches."""
-    blur_cells: float = Field(4.0, ge=0, le=32)
+    blur_cells: float = Field(3.0, ge=0, le=32)
     """How wide the map shows a point, in its own cells: a region's box is drawn in by that."""
     context: float = Field(1.5, ge=1, le=8)
     """Side of a view, in longer sides of the box that it shows."""
@@ -60,7 +60,7 @@ class ChooseConfig(Section):
     """Weight of SAM's own estimate beside the agreement with the map."""
     from_peak: float = Field(0.4, ge=0, lt=1)
     """Share of a region's peak from which on the map counts as evidence."""
-    least_share: float = Field(0.6, gt=0, lt=1)
+    least_share: float = Field(0.5, gt=0, lt=1)
     """A pixel is defect where the mean of SAM's probability and the map's evidence is above this."""
     least_agreement: float = Field(0.05, ge=0, le=1)
     """Where no mask agrees with the map as much as this, the map's own outline stays."""

@@ -103,6 +103,7 @@ def test_a_binary_file_is_no_yaml(tmp_path: Path) -> None:
         ({"bank_patchs": 500}, r"did you mean 'bank_patches'\?"),
         ({"backbones": [{"nam": "mobile_sam"}]}, r"unknown key 'backbones.0.nam'; did you mean 'name'\?"),
         ({"backbones": []}, r"backbones: .*at least 1"),
+        ({"backbones": [{"draws": False}]}, r"backbones: .*none of them draws the map"),
         ({"backbones": [{"layers": []}]}, r"backbones.0.layers: .*at least 1"),
     ],
 )

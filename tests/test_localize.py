@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 from sam_inspect.images import read_image
-from sam_inspect.localize.memory_bank import MemoryBank
+from sam_inspect.localize.memory_bank import SURE, Bank, MemoryBank
 from sam_inspect.localize.nearest import NearestPatches
+from sam_inspect.localize.patches import BackboneConfig, PatchGrid
+from sam_inspect.networks import load_backbone
 from sam_inspect.progress import silent
 from sam_inspect.weights import LoadedWeights
 
@@ -79,3 +82,42 @@ def test_a_defect_in_a_long_picture_is_found_in_its_tile(bank: MemoryBank, image
     assert found.shape[1] > 5 * found.shape[0]
     column = int(found.max(0).argmax())
     assert abs((column + 0.5) * 1600 / found.shape[1] - 1230) < 15
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2, 3])
+def test_a_patch_is_three_cells_wide_in_every_layer(layer: int, weights: Callable[[str], LoadedWeights]) -> None:
+    weights("mobile_sam")
+    config = BackboneConfig(layers=(layer,), size_px=256)
+    backbone, _ = load_backbone(config, "cpu")
+    grid = PatchGrid(backbone, config, 1.0)
+    stride = (4, 8, 16, 16)[layer]
+    spot = torch.zeros(1, 1, 256 // stride, 256 // stride)
+    spot[..., 128 // stride, 128 // stride] = 1
+    rows, columns = np.nonzero(grid._on_cells(spot, (256, 256))[0, ..., 0].numpy())
+    assert (sorted(set(rows)), sorted(set(columns))) == ([7, 8, 9], [7, 8, 9])
+
+
+def test_what_a_smaller_look_sees_scales_the_map_but_does_not_draw_it(bank: MemoryBank, images: list[Path]) -> None:
+    image = read_image(images[7])
+    alone = MemoryBank(bank.args, bank.banks[:1]).localize(image)
+    peaks = [MemoryBank(bank.args, [drawing(one)]).localize(image).pred_score for one in bank.banks]
+    together = bank.localize(image)
+    assert alone.anomaly_map is not None
+    assert together.anomaly_map is not None
+    assert max(peaks) < SURE
+    assert together.pred_score == pytest.approx(np.mean(peaks), rel=1e-4)
+    scale = together.pred_score / alone.pred_score
+    np.testing.assert_allclose(together.anomaly_map, alone.anomaly_map * scale, rtol=1e-4)
+
+
+def drawing(bank: Bank) -> Bank:
+    """The same bank, as one that draws."""
+    return replace(bank, grid=replace(bank.grid, config=bank.grid.config.model_copy(update={"draws": True})))
+
+
+def test_a_defect_beyond_doubt_keeps_the_map_as_it_was_drawn(bank: MemoryBank, images: list[Path]) -> None:
+    image = read_image(images[7]).copy()
+    cv2.circle(image, (200, 120), 40, (20, 20, 20), -1)
+    alone, together = MemoryBank(bank.args, bank.banks[:1]).localize(image), bank.localize(image)
+    assert min(MemoryBank(bank.args, [drawing(one)]).localize(image).pred_score for one in bank.banks) > SURE
+    np.testing.assert_array_equal(together.anomaly_map, alone.anomaly_map)

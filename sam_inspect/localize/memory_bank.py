@@ -2,8 +2,8 @@
 
 PatchCore (Roth et al., CVPR 2022) with five differences, each measured in `docs/choices.md`: every layer has a memory
 and a map of its own, at its own resolution; channels are standardised by good parts; distances are taken in units of
-what good parts show at that place, and their logarithms averaged; the same network looks at the image twice, the
-second time at half the size; the memory is a random sample.
+what good parts show at that place, and their logarithms averaged; the same network looks at the image three times, at
+512 pixels to say where, at 256 and 160 to help say whether; the memory is a random sample.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from sam_inspect.config import Section, validated
@@ -39,17 +39,27 @@ POOL_PATCHES = 60_000
 HELD_BYTES = 1 << 30
 FOLDS = 5
 PLANTED_IMAGES = 3
+SURE = float(np.log1p(3))
+LOOKS = (BackboneConfig(), *(BackboneConfig(size_px=size, cell_px=8, draws=False) for size in (256, 160)))
 
 
 class MemoryBankArgs(Section):
     """Arguments of the localizer `memory_bank`."""
 
-    backbones: tuple[BackboneConfig, ...] = Field((BackboneConfig(), BackboneConfig(size_px=256)), min_length=1)
+    backbones: tuple[BackboneConfig, ...] = Field(LOOKS, min_length=1)
+    """Networks, each at one size; of the same network several sizes are several looks at the image."""
     bank_patches: int = Field(10_000, ge=100, le=1_000_000)
     """Good patches that each layer remembers."""
-    smooth: float = Field(0.02, ge=0, le=0.2)
+    smooth: float = Field(0.03, ge=0, le=0.2)
     """Standard deviation of the Gaussian that smooths the map, in short sides of a tile."""
     seed: int = 0
+
+    @field_validator("backbones")
+    @classmethod
+    def _one_draws(cls, backbones: tuple[BackboneConfig, ...]) -> tuple[BackboneConfig, ...]:
+        if not any(backbone.draws for backbone in backbones):
+            raise ValueError("none of them draws the map")
+        return backbones
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,16 +105,21 @@ class MemoryBank:
         self.args, self.banks = args, tuple(banks)
 
     def localize(self, image: NDArray[np.uint8]) -> Localization:
-        """See `Localizer.localize`; the map is a mean of logarithms, 0.69 where a good part is worst."""
+        """See `Localizer.localize`; the map is a mean of logarithms, about 0.69 where a good part is worst."""
         anomaly_map = self._combined([bank.deviations(bank.distances(image)) for bank in self.banks], image.shape[:2])
         return Localization(image.shape[:2], float(anomaly_map.max()), anomaly_map=anomaly_map)
 
     def _combined(self, maps: Sequence[Sequence[Map]], original_hw: tuple[int, int]) -> Map:
-        """The mean of the networks' means on the finest grid among them, smoothed."""
-        finest = max((found.shape for layers in maps for found in layers), key=lambda shape: shape[0] * shape[1])
-        means = [np.mean([on_grid(found, finest) for found in layers], axis=0) for layers in maps]
-        mean = np.asarray(np.mean(means, axis=0), np.float32)
-        return smooth(mean, self.args.smooth * self._tile_cells(mean.shape, original_hw))
+        """What those that draw see on average, smoothed, and scaled so that its peak is the score.
+
+        The score is the mean of the networks' peaks, wherever each has its own. Up to `SURE`, three times a typical
+        good part's peak: beyond, whatever is seen is a defect, and the map stays as it was drawn.
+        """
+        looks = [_mean(layers) for layers in maps]
+        drawn = _mean([look for look, bank in zip(looks, self.banks, strict=True) if bank.grid.config.draws])
+        anomaly_map = smooth(drawn, self.args.smooth * self._tile_cells(drawn.shape, original_hw))
+        score, peak = float(np.mean([look.max() for look in looks])), float(anomaly_map.max())
+        return anomaly_map * np.float32(min(score, SURE) / max(min(peak, SURE), 1e-6))
 
     def _tile_cells(self, shape: tuple[int, ...], original_hw: tuple[int, int]) -> float:
         """Cells of a map along the short side of one tile."""
@@ -153,6 +168,12 @@ class MemoryBank:
         except (KeyError, IndexError) as error:
             raise RecipeError(f"the recipe's memory bank lacks {error}", "train it again") from None
         return cls(parsed, banks)
+
+
+def _mean(maps: Sequence[Map]) -> Map:
+    """The mean of maps on the finest grid among them."""
+    finest = max((found.shape for found in maps), key=lambda shape: shape[0] * shape[1])
+    return np.asarray(np.mean([on_grid(found, finest) for found in maps], axis=0), np.float32)
 
 
 def _facts(bank: Bank) -> dict[str, Any]:

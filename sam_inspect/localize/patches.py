@@ -32,8 +32,10 @@ class BackboneConfig(Section):
     """Stages of a convolutional network, blocks of a ViT, from 0; each gets a memory and a map of its own."""
     size_px: int = Field(512, ge=64, le=2048)
     """To what the short side of an image is scaled; the side of a tile where there are several."""
-    cell_px: int = Field(8, ge=4, le=64)
+    cell_px: int = Field(16, ge=4, le=64)
     """Least side of a map's cell, pixels of the scaled image; a layer of coarser stride has that as its cell."""
+    draws: bool = True
+    """Whether it draws the map; one that does not says only how far off the whole image is."""
     weights: str | None = None
     """A weights file instead of the known weights of that name."""
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
@@ -75,11 +77,13 @@ class PatchGrid:
             yield from ([layer[i] for layer in layers] for i in range(len(pixels)))
 
     def _on_cells(self, layer: Tensor, tile_hw: tuple[int, int]) -> Tensor:
-        """(B, C, h, w) of any stride as (B, h', w', C) on cells no finer than `cell_px`."""
-        smooth = F.avg_pool2d(layer, 3, stride=1, padding=1, count_include_pad=False)  # PatchCore's local awareness
+        """(B, C, h, w) of any stride as (B, h', w', C) on cells no finer than `cell_px`, then averaged over 3 x 3.
+
+        In that order, so that a patch is three cells wide in every layer: PatchCore's local awareness.
+        """
         grid = (tile_hw[0] // self.config.cell_px, tile_hw[1] // self.config.cell_px)
-        finer = layer.shape[-1] > grid[1]
-        return (F.adaptive_avg_pool2d(smooth, grid) if finer else smooth).permute(0, 2, 3, 1)
+        cells = F.adaptive_avg_pool2d(layer, grid) if layer.shape[-1] > grid[1] else layer
+        return F.avg_pool2d(cells, 3, stride=1, padding=1, count_include_pad=False).permute(0, 2, 3, 1)
 
 
 def product_scale(sizes_hw: list[tuple[int, int]], config: BackboneConfig) -> float:
