@@ -110,14 +110,18 @@ class MemoryBank:
         return Localization(image.shape[:2], float(anomaly_map.max()), anomaly_map=anomaly_map)
 
     def _combined(self, maps: Sequence[Sequence[Map]], original_hw: tuple[int, int]) -> Map:
-        """What those that draw see on average, smoothed, and scaled so that its peak is the score.
+        """What those that draw see on average, smoothed; its peak is the score.
 
-        The score is the mean of the networks' peaks, wherever each has its own. Up to `SURE`, three times a typical
-        good part's peak: beyond, whatever is seen is a defect, and the map stays as it was drawn.
+        Where others do not draw, it is scaled so that its peak is the mean of all their peaks, wherever each has its
+        own. Up to `SURE`, three times a typical good part's peak: beyond, whatever is seen is a defect, and the map
+        stays as it was drawn.
         """
         looks = [_mean(layers) for layers in maps]
-        drawn = _mean([look for look, bank in zip(looks, self.banks, strict=True) if bank.grid.config.draws])
+        drawing = [look for look, bank in zip(looks, self.banks, strict=True) if bank.grid.config.draws]
+        drawn = _mean(drawing)
         anomaly_map = smooth(drawn, self.args.smooth * self._tile_cells(drawn.shape, original_hw))
+        if len(drawing) == len(looks):
+            return anomaly_map
         score, peak = float(np.mean([look.max() for look in looks])), float(anomaly_map.max())
         return anomaly_map * np.float32(min(score, SURE) / max(min(peak, SURE), 1e-6))
 
