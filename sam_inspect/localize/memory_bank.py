@@ -87,11 +87,14 @@ class Bank:
 
     def placed(self, plan: TilePlan, tiles: Iterator[list[Tensor]]) -> list[Map]:
         """The same from the features of each tile."""
-        maps = [[memory.distances(layer) for memory, layer in zip(self.memories, tile, strict=True)] for tile in tiles]
-        return [
-            _moved(plan, layer_maps, offset_yx)
-            for layer_maps, offset_yx in zip(zip(*maps, strict=True), self.offsets_yx, strict=True)
-        ]
+        stacks: list[Map] = []
+        for index, tile in enumerate(tiles):
+            found = [memory.distances(layer) for memory, layer in zip(self.memories, tile, strict=True)]
+            # Kept one by one, thousands of small maps would pin the heap between the network's large blocks.
+            stacks = stacks or [np.empty((len(plan.origins_yx), *one.shape), np.float32) for one in found]
+            for stack, one in zip(stacks, found, strict=True):
+                stack[index] = one
+        return [_moved(plan, stack, offset) for stack, offset in zip(stacks, self.offsets_yx, strict=True)]
 
     def deviations(self, distances: Sequence[Map]) -> list[Map]:
         """Distances in units of what good parts show at that place."""
@@ -302,10 +305,10 @@ def _cross_fitted(
     return [found[image.index] for image in held]
 
 
-def _moved(plan: TilePlan, tile_maps: Sequence[Map], offset_yx: tuple[float, float]) -> Map:
-    """The tiles' maps as one, moved back by the layer's own offset, pixels of the scaled image."""
-    cell_px = plan.tile_hw[1] // tile_maps[0].shape[1]
-    blended = blend_tiles(plan, tile_maps, cell_px)
+def _moved(plan: TilePlan, tile_maps: Map, offset_yx: tuple[float, float]) -> Map:
+    """The tiles' maps (n, h, w) as one, moved back by the layer's own offset, pixels of the scaled image."""
+    cell_px = plan.tile_hw[1] // tile_maps.shape[2]
+    blended = blend_tiles(plan, list(tile_maps), cell_px)
     dy, dx = (offset / cell_px for offset in offset_yx)
     move = np.array([[1, 0, -dx], [0, 1, -dy]], np.float32)
     size = blended.shape[::-1]
