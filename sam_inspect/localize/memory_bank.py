@@ -88,7 +88,7 @@ class Bank:
     def placed(self, plan: TilePlan, tiles: Iterator[list[Tensor]]) -> list[Map]:
         """The same from the features of each tile."""
         stacks: list[Map] = []
-        for index, tile in enumerate(tiles):
+        for index, tile in zip(range(len(plan.origins_yx)), tiles, strict=True):
             found = [memory.distances(layer) for memory, layer in zip(self.memories, tile, strict=True)]
             # Kept one by one, thousands of small maps would pin the heap between the network's large blocks.
             stacks = stacks or [np.empty((len(plan.origins_yx), *one.shape), np.float32) for one in found]
