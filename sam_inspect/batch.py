@@ -89,7 +89,9 @@ def open_inspector(
     false_reject_rate: float | None = None,
     min_area_px: int | None = None,
 ) -> Inspector:
-    """The inspector that a command line asks for: of a recipe, or of given boxes (a recipe then gives its choices).
+    """The inspector that a command line asks for: of a recipe, or of given boxes.
+
+    With boxes, a recipe gives its choices and its tuned decoder.
 
     Raises:
         UsageError: neither or both of what excludes the other.
@@ -100,8 +102,10 @@ def open_inspector(
     if boxes is not None:
         if threshold is not None or false_reject_rate is not None:
             raise UsageError("--boxes has no threshold: every box is outlined", "leave out what sets one")
-        config = load_recipe(recipe).config if recipe else None
-        return Inspector.from_boxes(read_boxes(boxes, images), device, config=config, min_area_px=min_area_px)
+        given = read_boxes(boxes, images)
+        return Inspector.from_boxes(
+            given, device, recipe=load_recipe(recipe) if recipe else None, min_area_px=min_area_px
+        )
     if recipe is None:
         raise UsageError("nothing says where the defects are", "give --recipe DIR, or --boxes FILE")
     return Inspector.from_recipe(
@@ -239,7 +243,7 @@ def conclude(
     return write_page(
         pictures.out,
         inspections,
-        calibration_scores=recipe.calibration_scores if recipe else None,
+        calibration_scores=recipe.calibration_scores if recipe and inspector.boxes is None else None,
         recipe_name=recipe.folder.name if recipe else None,
         names=pictures.names,
         **shown,

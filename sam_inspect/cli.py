@@ -166,6 +166,107 @@ def evaluate(
 
 
 @app.command()
+def finetune(
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="DATA", help="Folder in MVTec layout; test/TYPE and ground_truth/TYPE are read."),
+    ],
+    recipe: Recipe,
+    preset: Annotated[
+        Literal["default", "study", "sam"],
+        typer.Option(help="study: MSE and Adam at 1e-6; sam: as SAM was trained; default: what beat both."),
+    ] = "default",
+    shots: Annotated[
+        int | None,
+        typer.Option(metavar="K", min=1, show_default="all", help="Learn from so many labelled images, types in turn."),
+    ] = None,
+    folds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Cross-validate; 1 holds out a third of the labelled images once.")
+    ] = 1,
+    groups: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="CSV of image,group: pictures of one part are never in train and test."),
+    ] = None,
+    split: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CSV of image,part (train, test, unused) instead of folds.")
+    ] = None,
+    prompt: Annotated[
+        Literal["box", "points", "both"] | None,
+        typer.Option(show_default="the preset's", help="What SAM is asked by; both: with correction clicks."),
+    ] = None,
+    epochs: Annotated[
+        float | None,
+        typer.Option(metavar="N", min=0.01, show_default="the preset's steps", help="Passes over the training views."),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(metavar="M", min=0.01, show_default="the preset's steps", help="About so long for all fits."),
+    ] = None,
+    lr: Annotated[float | None, typer.Option(metavar="X", show_default="the preset's", help="Learning rate.")] = None,
+    loss: Annotated[
+        Literal["mse", "focal_dice", "bce_dice", "boundary"] | None,
+        typer.Option(show_default="the preset's", help="Of a mask."),
+    ] = None,
+    optimizer: Annotated[
+        Literal["adam", "adamw"] | None, typer.Option(show_default="the preset's", help="How a step is taken.")
+    ] = None,
+    curve: Annotated[
+        str,
+        typer.Option(metavar="K,K,...", show_default="none", help="Score with so many labelled images, too."),
+    ] = "",
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the split, the shots and the fit.")] = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
+) -> None:
+    """Tunes SAM's mask decoder on labelled defects, proves it on held-out ones, and puts it into the recipe.
+
+    Where it helps nothing, the untuned decoder stays. compare.html shows tuned and untuned side by side.
+    """
+    with session(quiet, json_logs, interrupted=RESUME) as progress:
+        from sam_inspect import finetune as tuning
+
+        choices = {"prompt": prompt, "lr": lr, "loss": loss, "optimizer": optimizer, "seed": seed}
+        if epochs is not None:
+            choices |= {"epochs": epochs, "steps": 1}
+        settings = tuning.settings_of(preset, choices)
+        plan = tuning.Plan(shots, folds, groups, split, tuning.parse_curve(curve), minutes)
+        figures, page = tuning.finetune(data, recipe, plan, settings, device=device, progress=progress)
+        for shown in tuning.as_tables(figures):
+            table(*shown)
+        say(figures["chosen"])
+        print(page)
+
+
+@app.command()
+def compare(
+    recipe_a: Annotated[Path, typer.Argument(metavar="RECIPE_A", help="Folder of the one recipe.")],
+    recipe_b: Annotated[Path, typer.Argument(metavar="RECIPE_B", help="Folder of the other one.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder in MVTec layout, with test and ground_truth.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for compare.html.")] = Path("compare"),
+    groups: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="CSV of image,group: pictures of one part, for intervals by part."),
+    ] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
+) -> None:
+    """Shows two recipes' masks of the same labelled images side by side, with the table of both.
+
+    What either was tuned on is not told apart: give data that neither has seen.
+    """
+    with session(quiet, json_logs) as progress:
+        from sam_inspect.finetune import as_tables
+        from sam_inspect.finetune.compare import compare as compare_recipes
+
+        figures, page = compare_recipes(recipe_a, recipe_b, data, out, groups=groups, device=device, progress=progress)
+        for shown in as_tables(figures, (recipe_a.name, recipe_b.name)):
+            table(*shown)
+        print(page)
+
+
+@app.command()
 def demo(out: Out, device: Device = "auto", quiet: Quiet = False, json_logs: JsonLogs = False) -> None:
     """Draws a small product, trains on it, inspects its defective parts and scores the result: a few minutes."""
     with session(quiet, json_logs, interrupted=RESUME) as progress:

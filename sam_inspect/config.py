@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sam_inspect.errors import ConfigError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of a recipe folder; raised when an older recipe would be read wrongly (2: the map's unit changed)."""
 M = TypeVar("M", bound=BaseModel)
 

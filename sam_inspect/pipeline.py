@@ -24,9 +24,9 @@ from sam_inspect.localize import Localizer, Trainable
 from sam_inspect.localize.boxes import GivenBox, GivenBoxes
 from sam_inspect.plugins import broken_contract, load_plugin
 from sam_inspect.prompt import find_regions, plan_views
-from sam_inspect.recipe import Recipe, load_recipe
+from sam_inspect.recipe import BASE, Recipe, load_recipe
 from sam_inspect.records import Defect, Inspection, Localization
-from sam_inspect.segment import Segmenter
+from sam_inspect.segment import Segmenter, Tunable
 
 Source = str | Path | bytes | NDArray[Any]
 READ_AHEAD = 4
@@ -65,6 +65,7 @@ class Inspector:
         threshold: float | None = None,
         false_reject_rate: float | None = None,
         min_area_px: int | None = None,
+        tuned: bool = True,
     ) -> Inspector:
         """The recipe's inspector.
 
@@ -74,6 +75,7 @@ class Inspector:
             threshold: instead of the calibrated one.
             false_reject_rate: calibrates to this share of good parts instead of the recipe's, above 0 and below 1.
             min_area_px: instead of the recipe's.
+            tuned: False for the segmenter as it comes, whatever decoder the recipe has.
 
         Raises:
             RecipeError, WeightsError, PluginError, ConfigError: what was asked for cannot be.
@@ -87,7 +89,9 @@ class Inspector:
         if not issubclass(localizer_class, Trainable):
             raise broken_contract(config.localizer.name, localizer_class, Trainable)
         localizer = localizer_class.from_state(config.localizer.args, recipe.tensors, recipe.facts, device=place)
-        return cls(config, _segmenter(config, place), localizer=localizer, threshold=threshold, recipe=recipe)
+        segmenter = _segmenter(config, place)
+        segmenter = _tuned(segmenter, recipe) if tuned else segmenter
+        return cls(config, segmenter, localizer=localizer, threshold=threshold, recipe=recipe)
 
     @classmethod
     def from_boxes(
@@ -95,22 +99,23 @@ class Inspector:
         boxes: Mapping[str, Sequence[GivenBox]],
         device: str = "auto",
         *,
-        config: RecipeConfig | None = None,
+        recipe: Recipe | None = None,
         min_area_px: int | None = None,
     ) -> Inspector:
-        """An inspector of given boxes: no heatmap, no recipe.
+        """An inspector of given boxes: no heatmap.
 
         Args:
             boxes: by absolute path of the image, from `sam_inspect.localize.boxes.read_boxes`.
             device: `auto`, `cpu` or `cuda`.
-            config: of prompt, segment and choose; the defaults where it is None.
+            recipe: gives its choices and its tuned decoder; the defaults where it is None.
             min_area_px: defects of fewer pixels are dropped.
 
         Raises:
             WeightsError, PluginError, ConfigError: the segmenter cannot be built.
         """
-        chosen = adjusted(config or RecipeConfig(), None, min_area_px)
-        return cls(chosen, _segmenter(chosen, pick_device(device)), boxes=boxes)
+        config = adjusted(recipe.config if recipe else RecipeConfig(), None, min_area_px)
+        segmenter = _segmenter(config, pick_device(device))
+        return cls(config, _tuned(segmenter, recipe) if recipe else segmenter, recipe=recipe, boxes=boxes)
 
     def inspect(self, source: Source, name: str = "image") -> Inspection:
         """One image's inspection.
@@ -244,3 +249,12 @@ def _segmenter(config: RecipeConfig, device: str) -> Segmenter:
     if not issubclass(segmenter_class, Segmenter):
         raise broken_contract(config.segmenter.name, segmenter_class, Segmenter)
     return segmenter_class.from_config(config.segmenter.args, device=device)
+
+
+def _tuned(segmenter: Segmenter, recipe: Recipe) -> Segmenter:
+    """The segmenter with the recipe's tuned decoder, where it has one."""
+    if not recipe.decoder:
+        return segmenter
+    if not isinstance(segmenter, Tunable):
+        raise broken_contract(recipe.config.segmenter.name, type(segmenter), Tunable)
+    return segmenter.with_decoder(recipe.decoder, str(recipe.decoder_facts.get(BASE)))

@@ -133,7 +133,7 @@ def plan_views(regions: Sequence[Region], original_hw: tuple[int, int], config: 
     height, width = original_hw
     if config.view == "image":
         return [View((0, 0, width, height), IMAGE_INPUT_PX, _prompts(regions, range(len(regions))))]
-    crops = [_square(region.box_xyxy, original_hw, config.context, config.least_view_px) for region in regions]
+    crops = [square_view(region.box_xyxy, original_hw, config.context, config.least_view_px) for region in regions]
     groups = _shared(crops, original_hw)
     input_px = max(_share_of_three(config.input_px, len(groups)), config.least_input_px)
     if len(groups) > MOST_ZOOMED:
@@ -153,7 +153,7 @@ def _prompts(regions: Sequence[Region], indices: Sequence[int]) -> tuple[Prompt,
     )
 
 
-def _square(box: Box, original_hw: tuple[int, int], context: float, least_px: int) -> Box:
+def square_view(box: Box, original_hw: tuple[int, int], context: float, least_px: int) -> Box:
     """A square about the box, moved inside the image; cut where the image is smaller than it."""
     x0, y0, x1, y1 = box
     side = max(round(context * max(x1 - x0, y1 - y0)), least_px)
@@ -176,7 +176,7 @@ def _shared(
     groups: list[tuple[Box, list[int]]] = []
     for index, crop in sorted(enumerate(crops), key=lambda item: _side(item[1]), reverse=True):
         for place, (other, indices) in enumerate(groups):
-            joined = _square(_hull(other, crop), original_hw, 1.0, 1)
+            joined = square_view(_hull(other, crop), original_hw, 1.0, 1)
             most = max(_side(other), unscaled_px) if unscaled_px else NEIGHBOURS_ZOOM * _side(crop)
             if _side(joined) <= most:
                 groups[place] = (joined, [*indices, index])

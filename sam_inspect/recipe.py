@@ -2,7 +2,8 @@
 
 `recipe.yaml` is the configuration and the list of the other files with their SHA-256; `localizer.safetensors` is what
 the localizer learned, `calibration.safetensors` the scores of held-out good parts; `metrics.json` is what training
-found, `provenance.json` says from what, with what and when.
+found, `provenance.json` says from what, with what and when. `decoder-HASH.safetensors` is a mask decoder tuned on
+labelled defects, where there is one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from sam_inspect.files import make_folder, write_bytes, write_text
 
 RECIPE, LOCALIZER, CALIBRATION = "recipe.yaml", "localizer.safetensors", "calibration.safetensors"
 METRICS, PROVENANCE = "metrics.json", "provenance.json"
+BASE = "base_sha256"
+READABLE = (2, SCHEMA_VERSION)
 AGAIN = "copy the whole folder again, or train it again"
 
 
@@ -43,6 +46,8 @@ class Recipe:
         calibration_pixels: (1001,) float32 quantiles of the values of their anomaly maps.
         metrics: what training found: threshold, counts, seconds.
         provenance: versions, weights, hash of the data, command, date.
+        decoder: the tuned mask decoder's tensors; empty where the segmenter is used as it comes.
+        decoder_facts: `base_sha256`, the weights that it was tuned from, and how and on what it was.
     """
 
     folder: Path
@@ -53,10 +58,12 @@ class Recipe:
     calibration_pixels: NDArray[np.float32]
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    decoder: Mapping[str, Tensor] = field(default_factory=dict)
+    decoder_facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save_recipe(recipe: Recipe) -> None:
-    """Writes the folder; `recipe.yaml` last, so that a folder with one is whole.
+    """Writes the folder; `recipe.yaml` last, so that a folder with one is whole. A tuned decoder is `save_decoder`'s.
 
     Raises:
         OutputError: the folder cannot be written or the disk is full.
@@ -77,7 +84,44 @@ def save_recipe(recipe: Recipe) -> None:
         "localizer_facts": dict(recipe.facts),
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     }
-    write_text(folder / RECIPE, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    _write_document(folder, document)
+
+
+def _write_document(folder: Path, document: Mapping[str, Any]) -> None:
+    """`recipe.yaml`; then the decoders go that it does not name."""
+    write_text(folder / RECIPE, yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True))
+    for stale in folder.glob("decoder-*.safetensors"):
+        if stale.name not in document["files"]:
+            stale.unlink(missing_ok=True)
+
+
+def save_decoder(folder: Path, decoder: Mapping[str, Tensor], facts: Mapping[str, Any], config: RecipeConfig) -> None:
+    """Puts a tuned decoder into a recipe, or takes the one in it out; nothing else of it changes but the config.
+
+    Whenever it is interrupted, the recipe is the old one or the new one.
+
+    Args:
+        folder: of a whole recipe.
+        decoder: its tensors; empty for the untuned one.
+        facts: with `base_sha256`, plain data besides.
+        config: of the whole recipe, as it is from now on.
+
+    Raises:
+        RecipeError: the recipe cannot be read.
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+    document = _document(folder)
+    hashes = {name: sha for name, sha in document["files"].items() if not name.startswith("decoder-")}
+    if decoder:
+        tensors = {name: tensor.contiguous() for name, tensor in decoder.items()}
+        content = save(tensors, metadata={BASE: str(facts[BASE])})
+        sha256 = hashlib.sha256(content).hexdigest()
+        name = f"decoder-{sha256[:8]}.safetensors"
+        write_bytes(folder / name, content)
+        hashes[name] = sha256
+    document |= {"schema_version": SCHEMA_VERSION, "config": config.model_dump(mode="json"), "files": hashes}
+    document["decoder_facts"] = dict(facts)
+    _write_document(folder, document)
 
 
 def load_recipe(folder: Path) -> Recipe:
@@ -93,6 +137,7 @@ def load_recipe(folder: Path) -> Recipe:
         name: _content(folder / name, hashes.get(name)) for name in (LOCALIZER, CALIBRATION, METRICS, PROVENANCE)
     }
     calibration = _tensors(folder / CALIBRATION, contents[CALIBRATION])
+    decoders = [name for name in hashes if name.startswith("decoder-")]
     return Recipe(
         folder=folder,
         config=validated(RecipeConfig, document["config"], str(folder / RECIPE)),
@@ -102,6 +147,8 @@ def load_recipe(folder: Path) -> Recipe:
         calibration_pixels=calibration["pixels"].numpy(),
         metrics=json.loads(contents[METRICS]),
         provenance=json.loads(contents[PROVENANCE]),
+        decoder=_tensors(folder / decoders[0], _content(folder / decoders[0], hashes[decoders[0]])) if decoders else {},
+        decoder_facts=document.get("decoder_facts", {}),
     )
 
 
@@ -122,7 +169,7 @@ def _document(folder: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or not isinstance(document.get("schema_version"), int):
         raise RecipeError(f"{path}: says no schema_version", AGAIN)
     version = document["schema_version"]
-    if version != SCHEMA_VERSION:
+    if version not in READABLE:
         remedy = "update sam-inspect, or train it again with this one" if version > SCHEMA_VERSION else "train it again"
         raise RecipeError(f"{path}: its schema is {version}, this program's is {SCHEMA_VERSION}", remedy)
     missing = [key for key in ("config", "localizer_facts", "files") if not isinstance(document.get(key), dict)]

@@ -7,6 +7,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sam_inspect.records import Candidates, View
 
@@ -34,5 +35,22 @@ class Segmenter(Protocol):
         Args:
             image: (H, W, 3) uint8 RGB.
             views: each is encoded once, whatever the number of its prompts.
+        """
+        ...
+
+
+@runtime_checkable
+class Tunable(Segmenter, Protocol):
+    """A segmenter whose decoder can be tuned on labelled defects."""
+
+    def with_decoder(self, tensors: Mapping[str, Tensor], base_sha256: str) -> Self:
+        """The same network with a tuned decoder; encoder and prompt encoder are shared, nothing of this one changes.
+
+        Args:
+            tensors: the decoder's, under its own key names.
+            base_sha256: of the weights that it was tuned from.
+
+        Raises:
+            WeightsError: it was tuned from other weights, or does not fit.
         """
         ...

@@ -6,10 +6,11 @@ then the three of `multimask_output=True`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from sam_inspect.config import Section, validated
+from sam_inspect.errors import WeightsError
 from sam_inspect.networks import load_sam
-from sam_inspect.networks.sam import PIXEL_MEAN, PIXEL_STD, SamNetwork, build_sam
+from sam_inspect.networks.sam import PIXEL_MEAN, PIXEL_STD, SamNetwork, build_sam, load_checked
 from sam_inspect.records import Candidates, Prompt, View
 
 # A CPU is fastest with what its caches hold: one view, and prompts for two views of 1024 pixels or eight of 512.
@@ -55,8 +57,8 @@ class Sam:
     fixed_input_px: ClassVar[int | None] = None
     """The only size at which the network sees, whatever a view says; None where it takes any."""
 
-    def __init__(self, network: SamNetwork) -> None:
-        self.network = network
+    def __init__(self, network: SamNetwork, sha256: str = "") -> None:
+        self.network, self.sha256 = network, sha256
         self.device = next(network.mask_decoder.parameters()).device
 
     @classmethod
@@ -68,8 +70,19 @@ class Sam:
     def from_config(cls, args: Mapping[str, Any], *, device: str) -> Sam:
         """See `Segmenter.from_config`; the subclass says which network."""
         parsed = validated(SamArgs, dict(args), "segmenter.args")
-        network, _ = load_sam(cls.name, parsed.weights, device)
-        return cls(network)
+        network, facts = load_sam(cls.name, parsed.weights, device)
+        return cls(network, facts["sha256"])
+
+    def with_decoder(self, tensors: Mapping[str, Tensor], base_sha256: str) -> Self:
+        """See `Tunable.with_decoder`."""
+        if base_sha256 != self.sha256:
+            raise WeightsError(
+                f"the tuned decoder belongs to weights {base_sha256[:12]}, {self.name} here has {self.sha256[:12]}",
+                "bring the same weights, or tune it again",
+            )
+        decoder = copy.deepcopy(self.network.mask_decoder)
+        load_checked(decoder, tensors, f"{self.name}'s mask decoder")
+        return type(self)(replace(self.network, mask_decoder=decoder.eval().requires_grad_(False)), self.sha256)
 
     def segment(self, image: NDArray[np.uint8], views: Sequence[View]) -> list[Candidates]:
         """See `Segmenter.segment`; on a GPU views of the same input size in batches."""

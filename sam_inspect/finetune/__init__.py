@@ -1,0 +1,231 @@
+"""SAM's mask decoder tuned on a few labelled defects, and the proof on others that it helps.
+
+`labels.py` says what is learned from and what is scored, `views.py` and `embeddings.py` what the decoder sees,
+`loop.py` and `losses.py` fit it, `tuner.py` decides how far to go, `probes.py` and `scores.py` score it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from sam_inspect.datasets import good_images
+from sam_inspect.errors import ConfigError, DatasetError, ImageError
+from sam_inspect.files import make_folder, write_text
+from sam_inspect.finetune.embeddings import CachedEncoder
+from sam_inspect.finetune.labels import Fold, Label, draw_shots, read_labels, read_split, split, write_split
+from sam_inspect.finetune.page import curve_data, shots_plot, write_compare
+from sam_inspect.finetune.probes import Probe, probe
+from sam_inspect.finetune.scores import Figures, Scored, as_tables, figures_of, score_label
+from sam_inspect.finetune.settings import PRESETS, Settings, parse_curve, settings_of
+from sam_inspect.finetune.tuner import MANY_PARTS, Tuned, Tuner
+from sam_inspect.finetune.views import Sizes, ViewMaker
+from sam_inspect.images import Rgb, read_image
+from sam_inspect.pipeline import Inspector
+from sam_inspect.progress import Progress
+from sam_inspect.recipe import BASE, load_recipe, save_decoder
+from sam_inspect.report.page import script_json
+from sam_inspect.segment.sam import Sam
+
+__all__ = ["PRESETS", "Plan", "Settings", "as_tables", "finetune", "parse_curve", "settings_of"]
+
+FOLDER, FITS, FIGURES, SPLIT = "finetune", "fits", "figures.json", "split.csv"
+GOOD_PARTS = 20
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which labels are learned from, which are scored.
+
+    Attributes:
+        shots: learn from so many labelled images; all that may be for None.
+        folds: cross-validate over so many folds; 1 holds out a third once.
+        groups: CSV of image,group; None for groups.csv in the data folder where there is one.
+        split: CSV of image,part instead of folds.
+        curve: numbers of shots to score besides, the same images held out for all.
+        minutes: about so long for all fits, instead of the settings' steps; then no two runs are quite the same.
+    """
+
+    shots: int | None = None
+    folds: int = 1
+    groups: Path | None = None
+    split: Path | None = None
+    curve: tuple[int, ...] = ()
+    minutes: float | None = None
+
+    def fits(self, guard: bool) -> int:
+        """How many there may be."""
+        return (self.folds * (1 + len(self.curve)) + (self.folds > 1)) * (1 + MANY_PARTS if guard else 1)
+
+
+def finetune(
+    data: Path, folder: Path, plan: Plan, settings: Settings, *, device: str = "auto", progress: Progress
+) -> tuple[Figures, Path]:
+    """Tunes the decoder of a recipe on the labels of `data`, scores it on others, and puts it into the recipe.
+
+    With one fold the decoder that was scored ships; with more, one that learned from all labels (or `shots` of them),
+    of which the folds' figures are the estimate. Where tuning helps nothing, the recipe keeps the untuned decoder.
+
+    Args:
+        data: in MVTec layout, with test/TYPE and ground_truth/TYPE; of train/good a few are read.
+        folder: the recipe.
+        plan: what is learned from and what is scored.
+        settings: how.
+        device: `auto`, `cpu` or `cuda`.
+        progress: shows how far it is.
+
+    Returns:
+        the figures, also in `finetune/figures.json` of the recipe: those of `scores.figures_of` and `chosen`, `folds`,
+        `curve`, `settings`, `seconds`; and the comparison page.
+
+    Raises:
+        DatasetError: nothing is labelled, or the data, split or groups are not as expected.
+        ConfigError: the recipe's segmenter cannot be tuned.
+        RecipeError, WeightsError, OutputError.
+    """
+    start = time.monotonic()
+    out = make_folder(folder / FOLDER) if folder.is_dir() else folder / FOLDER
+    inspector = Inspector.from_recipe(folder, device, tuned=False)
+    bench = _Bench.of(inspector, data, plan, progress)
+    tuner = bench.tuner(settings, out / FITS, data)
+    folds = bench.folds(plan, settings.seed)
+    if plan.minutes is not None:
+        tuner.limit(folds[0].train, 60 * plan.minutes / plan.fits(settings.guard), progress)
+    write_split(out / SPLIT, bench.labels, folds)
+    runs = [tuner.tune(fold.train, f"fold {number + 1}", progress) for number, fold in enumerate(folds)]
+    scored = bench.scored(tuner, folds, runs, progress)
+    shipped = runs[0] if len(runs) == 1 else tuner.tune(bench.all_shots(plan, settings.seed), "all", progress)
+    figures = figures_of(scored) | {
+        "chosen": shipped.word,
+        "folds": [_facts_of(run, fold) for run, fold in zip(runs, folds, strict=True)],
+        "curve": bench.curve(plan, tuner, progress),
+        "settings": tuner.settings.model_dump(),
+        "seconds": {"total": time.monotonic() - start, "encode": bench.encoder.seconds},
+        "embeddings": {"encoded": bench.encoder.encoded, "found": bench.encoder.found},
+    }
+    facts = _decoder_facts(inspector, data, tuner.settings, shipped, bench, plan)
+    save_decoder(folder, shipped.decoder, facts, load_recipe(folder).config)
+    write_text(out / FIGURES, script_json(figures) + "\n")
+    plots = curve_data(runs if shipped is runs[0] else [*runs, shipped])
+    plots += [shots_plot(figures["curve"])] if figures["curve"] else []
+    page = write_compare(out, scored, figures, plots, first_good(data))
+    shutil.rmtree(out / FITS, ignore_errors=True)
+    return figures, page
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Bench:
+    """The labels, localized and encoded, and the network that is tuned."""
+
+    inspector: Inspector
+    sam: Sam
+    encoder: CachedEncoder
+    labels: list[Label]
+    probes: list[Probe]
+
+    @classmethod
+    def of(cls, inspector: Inspector, data: Path, plan: Plan, progress: Progress) -> _Bench:
+        sam = inspector.segmenter
+        if not isinstance(sam, Sam):
+            raise ConfigError(f"segmenter {inspector.config.segmenter.name}: cannot be tuned", "name a SAM")
+        labels = read_labels(data, plan.groups)
+        encoder = CachedEncoder(sam)
+        named = progress(labels, "localize and encode labels", len(labels))
+        return cls(inspector, sam, encoder, labels, [probe(label, inspector, encoder) for label in named])
+
+    def tuner(self, settings: Settings, fits: Path, data: Path) -> Tuner:
+        maker = ViewMaker(self.encoder, Sizes.of(self.inspector.config.prompt, self.sam))
+        good = _good_parts(data) if settings.empty else []
+        return Tuner(self.sam, self.probes, maker, good, self.inspector.config.choose, settings, fits)
+
+    def folds(self, plan: Plan, seed: int) -> list[Fold]:
+        """Train and test of each fold, no more shots in train than the plan says."""
+        whole = read_split(plan.split, self.labels) if plan.split else split(self.labels, plan.folds, seed)
+        return [Fold(draw_shots(self.labels, fold.train, plan.shots, seed), fold.test) for fold in whole]
+
+    def all_shots(self, plan: Plan, seed: int) -> tuple[int, ...]:
+        return draw_shots(self.labels, range(len(self.labels)), plan.shots, seed)
+
+    def scored(self, tuner: Tuner, folds: Sequence[Fold], runs: Sequence[Tuned], progress: Progress) -> list[Scored]:
+        """Every held-out label, by the decoder of its fold."""
+        choose = self.inspector.config.choose
+        tuned = [tuner.sam_with(run.decoder) for run in runs]
+        places = [(number, index) for number, fold in enumerate(folds) for index in fold.test]
+        return [
+            score_label(self.probes[index], number, self.sam, tuned[number], choose, choose)
+            for number, index in progress(places, "score held-out labels", len(places))
+        ]
+
+    def curve(self, plan: Plan, tuner: Tuner, progress: Progress) -> list[dict[str, Any]]:
+        """For each number of shots the mean IoU on the same held-out images, that of no shot first."""
+        if not plan.curve:
+            return []
+        seed = tuner.settings.seed
+        whole = read_split(plan.split, self.labels) if plan.split else split(self.labels, plan.folds, seed)
+        return [self._point(shots, whole, tuner, progress) for shots in (0, *sorted(set(plan.curve)))]
+
+    def _point(self, shots: int, folds: Sequence[Fold], tuner: Tuner, progress: Progress) -> dict[str, Any]:
+        ious = []
+        for number, fold in enumerate(folds):
+            train = draw_shots(self.labels, fold.train, shots, tuner.settings.seed)
+            name = f"{shots} labels, fold {number + 1}"
+            sam = tuner.sam_with(tuner.tune(train, name, progress).decoder) if shots else self.sam
+            ious += [tuner.ious(index, sam) * (1, self.probes[index].detected) for index in fold.test]
+        boxes, refined = (float(sum(values) / len(ious)) for values in zip(*ious, strict=True)) if ious else (0.0, 0.0)
+        return {"shots": shots, "images": len(ious), "gt_boxes": boxes, "refined": refined}
+
+
+def first_good(data: Path) -> Rgb | None:
+    """A good part, to show beside the defective ones."""
+    return next((image for _, image in _good_parts(data)), None)
+
+
+def _good_parts(data: Path) -> list[tuple[str, Rgb]]:
+    """A few good parts, evenly over the folder; none where there is none."""
+    try:
+        files = good_images(data)
+    except DatasetError:
+        return []
+    found = []
+    for file in islice(files, 0, None, max(1, len(files) // GOOD_PARTS)):
+        try:
+            found.append((file.name, read_image(file)))
+        except ImageError as error:
+            log.warning("%s; left out", error)
+    return found[:GOOD_PARTS]
+
+
+def _facts_of(run: Tuned, fold: Fold) -> dict[str, Any]:
+    return {
+        "train": len(fold.train),
+        "test": len(fold.test),
+        "chosen": run.word,
+        "stopped": run.stopped,
+        "points": [asdict(point) for point in run.points],
+    }
+
+
+def _decoder_facts(
+    inspector: Inspector, data: Path, settings: Settings, shipped: Tuned, bench: _Bench, plan: Plan
+) -> dict[str, Any]:
+    """What an auditor asks of a tuned decoder."""
+    return {
+        BASE: bench.sam.sha256,
+        "base": inspector.config.segmenter.name,
+        "chosen": shipped.word,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "data": str(data.absolute()),
+        "labels": len(bench.labels),
+        "shots": plan.shots,
+        "settings": settings.model_dump(),
+    }

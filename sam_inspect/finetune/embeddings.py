@@ -1,0 +1,103 @@
+"""Encoded views on disk: each is encoded once where the encoder is frozen, and read back memory-mapped.
+
+A file's name is the hash of the network's weights, of the pixels that were encoded and of the size at which, so that a
+stale one is never found. float16: a decoder's answers then differ by a thousandth of a logit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam_inspect.errors import OutputError
+from sam_inspect.files import make_folder, write_atomically
+from sam_inspect.images import Rgb
+from sam_inspect.records import View
+from sam_inspect.segment.sam import Sam
+from sam_inspect.weights import cache_folder
+
+MOST_BYTES = 8 << 30
+VERSION = b"1"
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """An encoded view on disk; thousands of them hold neither memory nor open files."""
+
+    path: Path
+
+    def load(self) -> NDArray[np.float16]:
+        """(256, s, s) float16, memory-mapped.
+
+        Raises:
+            OutputError: somebody has removed or cut it since.
+        """
+        try:
+            return np.asarray(np.load(self.path, mmap_mode="r", allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{self.path}: cannot be read ({error})", "run the same command again") from None
+
+
+class CachedEncoder:
+    """A SAM's image encoder with a folder of what it has encoded.
+
+    Attributes:
+        sam: the network.
+        folder: where encoded views lie; made where it is missing.
+        found: views that were read so far.
+        encoded: views that had to be encoded so far.
+        seconds: what encoding them took.
+    """
+
+    def __init__(self, sam: Sam, folder: Path | None = None) -> None:
+        self.sam = sam
+        self.folder = make_folder(folder or cache_folder() / "embeddings")
+        self.found = self.encoded = 0
+        self.seconds = 0.0
+        _drop_oldest(self.folder, MOST_BYTES)
+
+    def embed(self, pixels: Rgb, input_px: int) -> Embedded:
+        """The embedding of `pixels` shown whole at `input_px`, from the folder or by the network.
+
+        Raises:
+            OutputError: it cannot be written, or the disk is full.
+        """
+        pixels = np.ascontiguousarray(pixels)
+        facts = f"{self.sam.sha256} {pixels.shape} {input_px}".encode()
+        path = self.folder / f"{hashlib.sha256(VERSION + facts + pixels.tobytes()).hexdigest()}.npy"
+        with suppress(OSError, ValueError):  # not there, or cut: encoded anew
+            np.load(path, mmap_mode="r", allow_pickle=False)
+            self.found += 1
+            return Embedded(path)
+        fresh = self._encode(pixels, input_px)
+        write_atomically(path, lambda part: _save(part, fresh))
+        return Embedded(path)
+
+    def _encode(self, pixels: Rgb, input_px: int) -> NDArray[np.float16]:
+        start = time.perf_counter()
+        height, width = pixels.shape[:2]
+        (embedding,) = self.sam.encode(pixels, [View((0, 0, width, height), input_px, ())])
+        self.encoded += 1
+        self.seconds += time.perf_counter() - start
+        return np.asarray(embedding.features[0].float().cpu().numpy(), np.float16)
+
+
+def _save(path: Path, embedded: NDArray[np.float16]) -> None:
+    with path.open("wb") as file:  # np.save would add .npy to a name without it
+        np.save(file, embedded, allow_pickle=False)
+
+
+def _drop_oldest(folder: Path, most_bytes: int) -> None:
+    """Keeps the newest files that fit."""
+    files = sorted(((path.stat(), path) for path in folder.glob("*.npy")), key=lambda item: -item[0].st_mtime)
+    total = 0
+    for facts, path in files:
+        total += facts.st_size
+        if total > most_bytes:
+            path.unlink(missing_ok=True)

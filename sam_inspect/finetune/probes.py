@@ -1,0 +1,136 @@
+"""Labelled images with everything but the decoder done, so that many decoders are scored for little.
+
+Each is asked twice: about its ground-truth boxes, and about what the recipe's localizer finds on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sam_inspect.choose import choose
+from sam_inspect.config import ChooseConfig
+from sam_inspect.errors import RecipeError
+from sam_inspect.finetune.embeddings import CachedEncoder, Embedded
+from sam_inspect.finetune.labels import Label
+from sam_inspect.images import Rgb, read_image
+from sam_inspect.localize.boxes import GivenBox, GivenBoxes
+from sam_inspect.masks import union
+from sam_inspect.pipeline import Inspector
+from sam_inspect.prompt import find_regions, plan_views
+from sam_inspect.records import Box, CropMask, Localization, View
+from sam_inspect.segment.sam import Embedding, Sam
+
+NEARLY = 0.95
+SAME_IOU = 0.05
+Errors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """Regions of an image, and the encoded views in which they are asked about."""
+
+    localization: Localization
+    views: tuple[tuple[View, Embedded], ...]
+
+    def answer(self, sam: Sam, config: ChooseConfig) -> list[CropMask]:
+        """The masks that are chosen from a decoder's answers."""
+        candidates = []
+        for view, embedded in self.views:
+            features = torch.from_numpy(embedded.load().astype(np.float32))[None].to(sam.device)
+            candidates += sam.decode(Embedding(view, features), view.prompts)
+        return [outline.mask for outline in choose(candidates, self.localization, config)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """A labelled image.
+
+    Attributes:
+        label: its ground truth.
+        boxes: asked about the box of each of its defects.
+        found: asked about the localizer's regions; where the image passes, about its highest one.
+        detected: whether it fails the recipe's threshold, so that `found` is what ships.
+    """
+
+    label: Label
+    boxes: Question
+    found: Question
+    detected: bool
+
+    def truth(self) -> NDArray[np.bool_]:
+        """(H, W) bool."""
+        return union(self.label.defects, self.label.original_hw)
+
+    def box_masks(self, sam: Sam, config: ChooseConfig) -> list[CropMask]:
+        """What a decoder outlines in the ground-truth boxes."""
+        return self.boxes.answer(sam, config.model_copy(update={"duplicate_iou": 1.0}))
+
+    def found_masks(self, sam: Sam, config: ChooseConfig) -> list[CropMask]:
+        """What a decoder outlines in the localizer's regions."""
+        return self.found.answer(sam, config)
+
+
+def probe(label: Label, inspector: Inspector, encoder: CachedEncoder) -> Probe:
+    """The label's image, localized and encoded.
+
+    Raises:
+        RecipeError: the recipe's localizer draws no map.
+    """
+    image = read_image(label.sample.image)
+    assert inspector.localizer is not None
+    assert inspector.threshold is not None
+    found = inspector.localizer.localize(image)
+    if found.anomaly_map is None:
+        raise RecipeError(f"{label.name}: the recipe drew no anomaly map of it", "tune a recipe that has one")
+    threshold = min(inspector.threshold, NEARLY * found.pred_score)
+    regions = find_regions(found.anomaly_map, found.original_hw, threshold, inspector.config.prompt)
+    given = GivenBoxes([GivenBox(defect.box_xyxy, None) for defect in label.defects]).localize(image)
+    return Probe(
+        label=label,
+        boxes=_question(image, given, inspector, encoder),
+        found=_question(image, replace(found, regions=regions), inspector, encoder),
+        detected=found.pred_score > inspector.threshold,
+    )
+
+
+def _question(image: Rgb, localization: Localization, inspector: Inspector, encoder: CachedEncoder) -> Question:
+    views = plan_views(localization.regions, localization.original_hw, inspector.config.prompt)
+    fixed = encoder.sam.fixed_input_px
+    shown = [view if fixed is None else replace(view, input_px=fixed) for view in views]
+    return Question(localization, tuple((view, _embedded(image, view, encoder)) for view in shown))
+
+
+def _embedded(image: Rgb, view: View, encoder: CachedEncoder) -> Embedded:
+    x0, y0, x1, y1 = view.crop_xyxy
+    return encoder.embed(image[y0:y1, x0:x1], view.input_px)
+
+
+def box_errors(probes: Sequence[Probe]) -> Errors:
+    """(n, 4) float32: how far the localizer's boxes lie off, left, top, right, bottom, as shares of the true sides.
+
+    Of every region that overlaps a defect; cut at a whole side.
+    """
+    errors = [
+        _error(region.box_xyxy, defect.box_xyxy)
+        for each in probes
+        for region in each.found.localization.regions
+        for defect in each.label.defects
+        if _overlap(region.box_xyxy, defect.box_xyxy) > SAME_IOU
+    ]
+    return np.clip(np.array(errors, np.float32).reshape(-1, 4), -1, 1)
+
+
+def _error(box: Box, true: Box) -> list[float]:
+    sides = (true[2] - true[0], true[3] - true[1]) * 2
+    return [(a - b) / side for a, b, side in zip(box, true, sides, strict=True)]
+
+
+def _overlap(a: Box, b: Box) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(0, width) * max(0, height)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)

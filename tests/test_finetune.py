@@ -1,0 +1,365 @@
+"""Tuning moves the decoder and nothing else, learns from no part that it is scored on, and never ships a worse one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.ops import sigmoid_focal_loss
+
+from sam_inspect.datasets import Sample
+from sam_inspect.errors import DatasetError, UsageError, WeightsError
+from sam_inspect.finetune import losses
+from sam_inspect.finetune.embeddings import CachedEncoder
+from sam_inspect.finetune.labels import Fold, Label, draw_shots, parted, read_split, split, write_split
+from sam_inspect.finetune.loop import fit_decoder, marks_of, rate
+from sam_inspect.finetune.settings import PRESETS, Settings, parse_curve, settings_of
+from sam_inspect.finetune.tuner import Point, best_point, beyond_noise
+from sam_inspect.finetune.views import Sizes, TrainingView, Turn, ViewMaker, jittered
+from sam_inspect.masks import filled_box
+from sam_inspect.metrics import mask_iou
+from sam_inspect.networks.sam import decode_each
+from sam_inspect.progress import silent
+from sam_inspect.records import Prompt, View
+from sam_inspect.segment.sam import MobileSam
+from sam_inspect.weights import LoadedWeights
+
+SIZES = Sizes(context=1.5, least_view_px=64, input_px=128)
+QUICK = Settings(steps=8, batch=2, views=2, empty=0)
+NO_ERRORS = np.zeros((0, 4), np.float32)
+
+
+@pytest.fixture(scope="module")
+def sam(weights: Callable[[str], LoadedWeights]) -> MobileSam:
+    weights("mobile_sam")
+    return MobileSam.from_config({}, device="cpu")
+
+
+def label(name: str, kind: str = "hole", group: str | None = None, boxes: Iterable[Any] = ((30, 40, 60, 60),)) -> Label:
+    sample = Sample(Path(name), kind, Path(f"{name}_mask.png"))
+    return Label(sample, name, group or name, (120, 160), tuple(filled_box(box) for box in boxes))
+
+
+@pytest.fixture
+def views(sam: MobileSam, tmp_path: Path) -> list[TrainingView]:
+    """Four views of a dark rectangle on a noisy plate."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(120, 180, (120, 160, 3), np.uint8)
+    pixels[40:60, 30:60] //= 4
+    file = tmp_path / "part.png"
+    Image.fromarray(pixels).save(file)
+    part = label(str(file))
+    maker = ViewMaker(CachedEncoder(sam, tmp_path / "cache"), SIZES)
+    return maker.labelled(part, 4, NO_ERRORS, 0)
+
+
+# What is learned from and what is scored
+
+
+kinds_and_groups = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 6)), min_size=1, max_size=30)
+
+
+@given(kinds_and_groups, st.integers(1, 5), st.integers(0, 3))
+def test_no_part_is_learned_from_and_scored(drawn: list[tuple[str, int]], folds: int, seed: int) -> None:
+    labels = [label(f"{i}.png", kind, f"part {group}") for i, (kind, group) in enumerate(drawn)]
+    for fold in split(labels, folds, seed):
+        groups = [{labels[index].group for index in part} for part in (fold.train, fold.test)]
+        assert fold.train
+        assert not groups[0] & groups[1]
+        assert sorted(fold.train + fold.test) == list(range(len(labels)))
+
+
+@given(kinds_and_groups, st.integers(0, 3))
+def test_folds_score_every_label_once(drawn: list[tuple[str, int]], seed: int) -> None:
+    labels = [label(f"{i}.png", kind, f"part {group}") for i, (kind, group) in enumerate(drawn)]
+    found = split(labels, 3, seed)
+    if found[0].test:
+        assert sorted(index for fold in found for index in fold.test) == list(range(len(labels)))
+
+
+def test_shots_take_types_in_turn_and_each_part_once() -> None:
+    labels = [label(f"{kind}{i}", kind, f"{kind}{i // 2}") for kind in "ab" for i in range(6)]
+    chosen = [labels[index] for index in draw_shots(labels, range(12), 6, 0)]
+    assert sorted(each.sample.defect_type for each in chosen) == ["a"] * 3 + ["b"] * 3
+    assert len({each.group for each in chosen}) == 6
+    assert draw_shots(labels, range(12), None, 0) == tuple(range(12))
+    assert len(set(draw_shots(labels, range(12), 11, 0))) == 11
+
+
+def test_a_split_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    labels = [label(f"test/a/{i}, x.png", "a") for i in range(5)]
+    fold = Fold((0, 2), (1, 4))
+    write_split(tmp_path / "split.csv", labels, [fold])
+    assert read_split(tmp_path / "split.csv", labels) == [fold]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("image,part\na,train\nb,test\n", "group g is in train and in test"),
+        ("image,part\nc,train\n", "line 2: c is no labelled image"),
+        ("image,part\na,learn\n", "line 2: its part is 'learn'"),
+        ("image,part\na,test\n", "nothing is in train"),
+        ("file,part\n", "its columns are"),
+    ],
+)
+def test_a_split_that_cannot_be_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "s.csv").write_text(text)
+    with pytest.raises(DatasetError, match=said):
+        read_split(tmp_path / "s.csv", [label("a", group="g"), label("b", group="g")])
+
+
+def test_a_single_part_is_learned_from_and_nothing_is_scored() -> None:
+    labels = [label("a", group="one"), label("b", group="one")]
+    assert split(labels, 3, 0) == [Fold((0, 1), ())]
+    assert len(parted([*labels, label("c")], (0, 1, 2), 2, 0)) == 2
+
+
+# Views
+
+
+@given(
+    st.tuples(st.floats(0, 50), st.floats(0, 50), st.floats(1, 50), st.floats(1, 50)),
+    st.lists(st.tuples(*[st.floats(-1, 1)] * 4), max_size=4),
+    st.floats(0, 2),
+    st.integers(0, 99),
+)
+def test_a_jittered_box_stays_a_box(corner: Any, errors: Any, jitter: float, seed: int) -> None:
+    x, y, width, height = corner
+    box = np.array([x, y, x + width, y + height], np.float32)
+    moved = jittered(box, np.array(errors, np.float32).reshape(-1, 4), jitter, np.random.default_rng(seed))
+    assert moved[2] - moved[0] >= 0.24 * width
+    assert moved[3] - moved[1] >= 0.24 * height
+    if not errors or not jitter:
+        np.testing.assert_array_equal(moved, box)
+
+
+@given(st.integers(0, 3), st.booleans(), st.integers(0, 9))
+def test_picture_and_truth_are_laid_alike(turns: int, mirrored: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth = rng.random((12, 12)) > 0.5
+    image = np.where(truth, 200, 50).astype(np.uint8)[..., None].repeat(3, 2)
+    turn = Turn(turns, mirrored)
+    np.testing.assert_array_equal(turn.relit(image)[..., 0] > 100, turn.turned(truth))
+
+
+def test_a_view_shows_its_defect_where_its_box_says(views: list[TrainingView]) -> None:
+    for view in views:
+        assert view.own == 0
+        truth = view.truths[0] > 0.5
+        rows, columns = np.flatnonzero(truth.any(1)), np.flatnonzero(truth.any(0))
+        bounds = 4 * np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+        np.testing.assert_allclose(view.boxes[0], bounds, atol=4.1)
+
+
+def test_each_view_is_encoded_once(sam: MobileSam, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    encoder = CachedEncoder(sam, tmp_path)
+    first = encoder.embed(pixels, 64).load().copy()
+    again = CachedEncoder(sam, tmp_path)
+    np.testing.assert_array_equal(again.embed(pixels, 64).load(), first)
+    assert (again.found, again.encoded) == (1, 0)
+    (exact,) = sam.encode(pixels, [View((0, 0, 60, 40), 64, ())])
+    np.testing.assert_allclose(first, exact.features[0].numpy(), atol=2e-3)
+
+
+def test_a_stale_or_cut_embedding_is_never_used(sam: MobileSam, tmp_path: Path) -> None:
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    kept = CachedEncoder(sam, tmp_path).embed(pixels, 64)
+    other = MobileSam(sam.network, "of other weights")
+    for encoder, changed, input_px in [(other, pixels, 64), (sam, pixels + 1, 64), (sam, pixels, 96)]:
+        fresh = CachedEncoder(encoder, tmp_path)
+        fresh.embed(changed, input_px)
+        assert (fresh.found, fresh.encoded) == (0, 1)
+    kept.path.write_bytes(kept.path.read_bytes()[:500])
+    mended = CachedEncoder(sam, tmp_path)
+    assert mended.embed(pixels, 64).load().shape == (256, 4, 4)
+    assert mended.encoded == 1
+
+
+# Losses, against independent ones
+
+
+@pytest.fixture
+def masks() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(3, 2, 8, 8), (torch.rand(3, 1, 8, 8) > 0.6).float(), torch.ones(3, 1, 8, 8)
+
+
+def test_the_losses_are_what_their_papers_say(masks: tuple[torch.Tensor, ...]) -> None:
+    logits, truth, valid = masks
+    wide = truth.expand_as(logits)
+    focal = sigmoid_focal_loss(logits, wide, alpha=0.25, gamma=2, reduction="none").mean((2, 3))
+    torch.testing.assert_close(losses.focal(logits, truth, valid), focal)
+    torch.testing.assert_close(losses.mse(logits, truth, valid), ((logits.sigmoid() - wide) ** 2).mean((2, 3)))
+    p = logits.sigmoid().numpy()
+    for b in range(3):
+        for m in range(2):
+            t = truth[b, 0].numpy()
+            expected = 1 - (2 * (p[b, m] * t).sum() + 1) / (p[b, m].sum() + t.sum() + 1)
+            assert float(losses.dice(logits, truth, valid)[b, m]) == pytest.approx(expected, abs=1e-5)
+            bce = -(t * np.log(p[b, m]) + (1 - t) * np.log(1 - p[b, m]))
+            halves = (bce[t > 0].mean() + bce[t == 0].mean()) / 2
+            assert float(losses.balanced_bce(logits, truth, valid)[b, m]) == pytest.approx(halves, abs=1e-5)
+            iou = mask_iou(logits[b, m].numpy() > 0, t > 0)
+            assert float(losses.true_iou(logits, truth, valid)[b, m]) == pytest.approx(iou, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_no_loss_sees_the_padding_and_each_is_least_at_the_truth(name: str, masks: tuple[torch.Tensor, ...]) -> None:
+    logits, truth, valid = masks
+    valid = valid.clone()
+    valid[..., 6:] = 0
+    loss = losses.LOSSES[name]
+    inside = truth * valid
+    other = logits.clone()
+    other[..., 6:] += 5
+    torch.testing.assert_close(loss(logits, inside, valid), loss(other, inside, valid))
+    right = (40 * inside - 20).expand_as(logits)
+    assert (loss(right, inside, valid) < 0.01).all()
+    assert (loss(right, inside, valid) < loss(logits, inside, valid)).all()
+    empty = torch.zeros_like(truth)
+    assert (loss(torch.full_like(logits, -20.0), empty, valid) < 0.01).all()
+
+
+# The loop
+
+
+def test_each_prompt_about_its_own_image_is_answered_as_alone(sam: MobileSam) -> None:
+    torch.manual_seed(0)
+    decoder, encoder = sam.network.mask_decoder, sam.network.prompt_encoder_for(128)
+    embeddings = torch.randn(2, 256, 8, 8)
+    sparse, dense = encoder(None, torch.tensor([[10.0, 10, 60, 70], [30, 5, 100, 90]]), None)
+    pe = encoder.get_dense_pe()
+    logits, iou = decode_each(decoder, embeddings, pe, sparse, dense)
+    for i in range(2):
+        alone = decoder.predict_masks(embeddings[i : i + 1], pe, sparse[i : i + 1], dense[i : i + 1])
+        torch.testing.assert_close(logits[i : i + 1], alone[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(iou[i : i + 1], alone[1], atol=1e-4, rtol=1e-4)
+
+
+def states(sam: MobileSam) -> dict[str, torch.Tensor]:
+    modules = {"encoder": sam.network.image_encoder, "prompt": sam.network.prompt_encoder}
+    modules["decoder"] = sam.network.mask_decoder
+    return {f"{part}.{name}": v.clone() for part, m in modules.items() for name, v in m.state_dict().items()}
+
+
+@pytest.mark.parametrize("prompt", ["box", "points", "both"])
+def test_only_the_decoder_moves(sam: MobileSam, views: list[TrainingView], prompt: Any) -> None:
+    before = states(sam)
+    settings = QUICK.model_copy(update={"prompt": prompt, "iou_head": prompt != "points"})
+    trained = fit_decoder(sam.network, views, [], NO_ERRORS, settings, progress=silent)
+    for name, value in states(sam).items():
+        assert torch.equal(value, before[name]), name
+    tuned = trained.snapshots[QUICK.steps]
+    changed = {name for name, value in tuned.items() if not torch.equal(value, before[f"decoder.{name}"])}
+    assert "output_upscaling.0.weight" in changed
+    assert any("iou_prediction_head" in name for name in changed) == settings.iou_head
+
+
+def test_a_view_learned_by_heart_is_outlined_better(sam: MobileSam, views: list[TrainingView]) -> None:
+    settings = QUICK.model_copy(update={"steps": 30})
+    trained = fit_decoder(sam.network, views, [], NO_ERRORS, settings, progress=silent)
+    assert np.mean(trained.losses[-5:]) < 0.7 * np.mean(trained.losses[:5])
+
+
+class Interrupted:
+    """Progress during which somebody presses Ctrl-C."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def __call__(self, items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
+        for number, item in enumerate(items):
+            if number == self.after:
+                raise KeyboardInterrupt
+            yield item
+
+
+def test_an_interrupted_fit_goes_on_to_the_same_decoder(
+    sam: MobileSam, views: list[TrainingView], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sam_inspect.finetune.loop.CHECKPOINT_SECONDS", -1.0)
+    fit: Callable[..., Any] = lambda **more: fit_decoder(sam.network, views, views[:1], NO_ERRORS, QUICK, **more)  # noqa: E731
+    whole = fit(progress=silent)
+    file = tmp_path / "fit.pt"
+    with pytest.raises(KeyboardInterrupt):
+        fit(progress=Interrupted(5), checkpoint=file)
+    resumed = fit(progress=silent, checkpoint=file)
+    assert resumed.losses == whole.losses
+    assert all(torch.equal(value, resumed.snapshots[8][name]) for name, value in whole.snapshots[8].items())
+    file.write_bytes(file.read_bytes()[:999])
+    assert fit(progress=silent, checkpoint=file).losses == whole.losses
+
+
+def test_a_loss_that_is_no_number_stops_the_fit(sam: MobileSam, views: list[TrainingView]) -> None:
+    broken = [replace(view, truths=np.full_like(view.truths, np.nan)) for view in views]
+    trained = fit_decoder(sam.network, broken, [], NO_ERRORS, QUICK, progress=silent)
+    assert (trained.stopped, trained.snapshots) == (0, {})
+
+
+@given(st.sampled_from(sorted(PRESETS)), st.integers(1, 400))
+def test_learning_rates_warm_up_and_never_rise_again(preset: str, steps: int) -> None:
+    settings = PRESETS[preset].model_copy(update={"steps": steps})
+    rates = np.array([rate(step, settings) for step in range(steps)])
+    assert (rates >= 0).all()
+    assert rates.max() == pytest.approx(1.0)
+    assert (np.diff(rates[int(rates.argmax()) :]) <= 1e-12).all()
+    assert marks_of(settings)[-1] == steps
+
+
+def test_a_preset_is_what_the_study_says() -> None:
+    study, own = PRESETS["study"], PRESETS["sam"]
+    assert (study.optimizer, study.lr, study.loss, study.masks, study.prompt) == ("adam", 1e-6, "mse", "single", "box")
+    assert (own.optimizer, own.lr, own.loss, own.schedule) == ("adamw", 8e-4, "focal_dice", "steps")
+    assert settings_of("study", {"lr": 0.1, "loss": None}).lr == 0.1
+    with pytest.raises(UsageError, match="lr"):
+        settings_of("study", {"lr": -1})
+
+
+def test_a_curve_is_numbers() -> None:
+    assert parse_curve("5, 1,5") == (1, 5)
+    assert parse_curve("") == ()
+    with pytest.raises(UsageError, match="'x' is no number"):
+        parse_curve("1,x")
+
+
+# What ships
+
+
+def point(share: float, iou: float, worst: float) -> Point:
+    return Point(10, share, iou, iou, worst)
+
+
+def test_what_makes_a_type_worse_never_ships() -> None:
+    untuned = point(0, 0.6, 0.02)
+    assert best_point([untuned, point(1, 0.9, -0.01), point(0.5, 0.7, 0.0)]).share == 0.5
+    assert best_point([untuned, point(1, 0.9, -0.01), point(0.5, 0.59, 0.1)]) is untuned
+
+
+def test_noise_is_the_standard_error_where_there_are_images_enough() -> None:
+    assert beyond_noise([-0.03]) == pytest.approx(-0.01)
+    gains = [-0.1, 0.0, -0.2, 0.1]
+    assert beyond_noise(gains) == pytest.approx(-0.05 + np.std(gains, ddof=1) / 2)
+
+
+def test_a_tuned_decoder_belongs_to_its_base(sam: MobileSam) -> None:
+    decoder = {name: value + 0.01 for name, value in sam.network.mask_decoder.state_dict().items()}
+    tuned = sam.with_decoder(decoder, sam.sha256)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    view = View((0, 0, 64, 64), 64, (Prompt(box_xyxy=(5, 5, 40, 40)),))
+    one, other = (each.segment(image, [view])[0].low_res_logits for each in (sam, tuned))
+    assert not np.allclose(one, other)
+    with pytest.raises(WeightsError, match="belongs to weights 0123"):
+        sam.with_decoder(decoder, "0123")
+    del decoder["iou_token.weight"]
+    with pytest.raises(WeightsError, match="iou_token"):
+        sam.with_decoder(decoder, sam.sha256)
