@@ -267,6 +267,26 @@ def compare(
 
 
 @app.command()
+def synth(
+    product: Annotated[
+        Literal["flange", "bottle"], typer.Argument(help="A machined flange, or a bottle's mouth, whole or broken.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="Folder for the pictures.")],
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Another one draws other parts.")] = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
+) -> None:
+    """Draws a small product in MVTec layout: good parts and defects with ground truth, the same for the same seed."""
+    with session(quiet, json_logs, interrupted=RESUME) as progress:
+        from sam_inspect.synth import DEFECTS, draw_part, write_product
+        from sam_inspect.synth_bottle import BOTTLE_DEFECTS, draw_bottle
+
+        draw, defects = (draw_bottle, BOTTLE_DEFECTS) if product == "bottle" else (draw_part, DEFECTS)
+        print(write_product(out, seed=seed, progress=progress, draw=draw, defects=list(defects)))
+
+
+@app.command()
 def demo(out: Out, device: Device = "auto", quiet: Quiet = False, json_logs: JsonLogs = False) -> None:
     """Draws a small product, trains on it, inspects its defective parts and scores the result: a few minutes."""
     with session(quiet, json_logs, interrupted=RESUME) as progress:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -70,7 +70,12 @@ class _Surface:
     dirt_rgb: tuple[float, float, float] = DIRT_RGB[0]
 
 
-def write_product(folder: Path, *, seed: int = 0, progress: Progress = silent) -> Path:
+Draw = Callable[[int, int, str | None], DrawnPart]
+
+
+def write_product(
+    folder: Path, *, seed: int = 0, progress: Progress = silent, draw: Draw | None = None, defects: Iterable[str] = ()
+) -> Path:
     """Draws a small product in MVTec layout: `train/good`, `test/good`, and `test/TYPE` with `ground_truth/TYPE`.
 
     Each part has a number of its own, which names its file. The same seed gives the same bytes. In a folder that was
@@ -81,22 +86,27 @@ def write_product(folder: Path, *, seed: int = 0, progress: Progress = silent) -
         folder: made where it is missing.
         seed: another one draws other parts of the same product.
         progress: shows how far it is.
+        draw: a part of another product, by seed, number and defect; None for the flange.
+        defects: the types that `draw` knows.
 
     Returns:
         `folder`.
 
     Raises:
-        UsageError: the folder holds something else.
+        UsageError: the folder holds something else, or another drawn product.
         OutputError: the folder cannot be written, or the disk is full.
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
         raise UsageError(f"{folder}: holds files, but no drawn product", "choose another folder")
+    draw, kinds = (draw, tuple(defects)) if draw else (draw_part, tuple(DEFECTS))
+    if any(path.name not in (*kinds, "good") for path in folder.glob("test/*")):
+        raise UsageError(f"{folder}: holds another drawn product", "choose another folder")
     make_folder(folder)
     write_text(folder / MARKER, json.dumps({"drawn_by": "sam_inspect.synth", "seed": seed}) + "\n")
-    defects = [defect for defect in DEFECTS for _ in range(TEST_DEFECTIVE)]
-    plan = [("train", None)] * TRAIN_GOOD + [("test", defect) for defect in [None] * TEST_GOOD + defects]
+    defective = [kind for kind in kinds for _ in range(TEST_DEFECTIVE)]
+    plan = [("train", None)] * TRAIN_GOOD + [("test", defect) for defect in [None] * TEST_GOOD + defective]
     for number, (split, defect) in enumerate(progress(plan, "draw", len(plan))):
-        part = draw_part(seed, number, defect)
+        part = draw(seed, number, defect)
         kind = defect or "good"
         _write_png(folder / split / kind / f"{number:03d}.png", part.image[..., ::-1])
         if defect is not None:

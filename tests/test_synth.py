@@ -14,6 +14,7 @@ from sam_inspect import datasets
 from sam_inspect.errors import OutputError, UsageError
 from sam_inspect.images import read_image
 from sam_inspect.synth import DEFECTS, IMAGE_HW, draw_part, write_product
+from sam_inspect.synth_bottle import BOTTLE_DEFECTS, draw_bottle
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -132,3 +133,22 @@ def test_a_file_in_the_way_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
         write_product(tmp_path / "file" / "product")
+
+
+@pytest.mark.parametrize("defect", BOTTLE_DEFECTS)
+def test_a_bottle_differs_from_its_whole_self_where_its_mask_says(defect: str) -> None:
+    for number in range(3):
+        whole, spoilt = draw_bottle(1, number), draw_bottle(1, number, defect)
+        assert not whole.mask.any()
+        assert 20 < spoilt.mask.sum() < spoilt.mask.size / 8
+        change = np.abs(whole.image.astype(int) - spoilt.image).max(axis=2)
+        outside = cv2.dilate(spoilt.mask.astype(np.uint8), np.ones((7, 7))) == 0
+        assert (change[spoilt.mask] > 8).mean() > 0.8
+        assert (change[outside] > 2).mean() < 1e-3  # wisps thinner than half a pixel
+
+
+def test_broken_bottles_are_drawn_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    write_product(tmp_path / "bottles", draw=draw_bottle, defects=BOTTLE_DEFECTS)
+    assert {path.name for path in (tmp_path / "bottles" / "ground_truth").iterdir()} == set(BOTTLE_DEFECTS)
+    with pytest.raises(UsageError, match="another drawn product"):
+        write_product(tmp_path / "bottles")

@@ -65,7 +65,9 @@ def test_tuned_scored_used_and_compared(
     document = yaml.safe_load((recipe / "recipe.yaml").read_text())
     document["decoder_facts"]["base_sha256"] = "0" * 64
     (recipe / "recipe.yaml").write_text(yaml.safe_dump(document))
-    assert "belongs to weights 000000000000" in sam_inspect("inspect", *images, "--recipe", recipe, "--out", out).error()
+    assert (
+        "belongs to weights 000000000000" in sam_inspect("inspect", *images, "--recipe", recipe, "--out", out).error()
+    )
     decoder.write_bytes(decoder.read_bytes()[:1000])
     assert f"{decoder.name}: is cut or was changed" in sam_inspect("evaluate", labelled, "--recipe", recipe).error()
 
