@@ -75,12 +75,13 @@ class Inspector:
             threshold: instead of the calibrated one.
             false_reject_rate: calibrates to this share of good parts instead of the recipe's, above 0 and below 1.
             min_area_px: instead of the recipe's.
-            tuned: False for the segmenter as it comes, whatever decoder the recipe has.
+            tuned: False for the recipe as it was before its decoder was tuned.
 
         Raises:
             RecipeError, WeightsError, PluginError, ConfigError: what was asked for cannot be.
         """
-        recipe = load_recipe(Path(folder))
+        loaded = load_recipe(Path(folder))
+        recipe = loaded if tuned else loaded.untuned()
         config = adjusted(recipe.config, false_reject_rate, min_area_px)
         if threshold is None:
             threshold = calibrated_threshold(recipe.calibration_scores, config.judge.false_reject_rate)
@@ -89,8 +90,7 @@ class Inspector:
         if not issubclass(localizer_class, Trainable):
             raise broken_contract(config.localizer.name, localizer_class, Trainable)
         localizer = localizer_class.from_state(config.localizer.args, recipe.tensors, recipe.facts, device=place)
-        segmenter = _segmenter(config, place)
-        segmenter = _tuned(segmenter, recipe) if tuned else segmenter
+        segmenter = _tuned(_segmenter(config, place), recipe)
         return cls(config, segmenter, localizer=localizer, threshold=threshold, recipe=recipe)
 
     @classmethod

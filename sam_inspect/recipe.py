@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from sam_inspect.files import make_folder, write_bytes, write_text
 
 RECIPE, LOCALIZER, CALIBRATION = "recipe.yaml", "localizer.safetensors", "calibration.safetensors"
 METRICS, PROVENANCE = "metrics.json", "provenance.json"
-BASE = "base_sha256"
+BASE, UNTUNED_CHOOSE = "base_sha256", "untuned_choose"
 READABLE = (2, SCHEMA_VERSION)
 AGAIN = "copy the whole folder again, or train it again"
 
@@ -60,6 +60,12 @@ class Recipe:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     decoder: Mapping[str, Tensor] = field(default_factory=dict)
     decoder_facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def untuned(self) -> Recipe:
+        """The same as it was before its decoder was tuned."""
+        choose = self.decoder_facts.get(UNTUNED_CHOOSE, self.config.choose.model_dump())
+        config = validated(RecipeConfig, self.config.model_dump() | {"choose": choose}, str(self.folder / RECIPE))
+        return replace(self, config=config, decoder={}, decoder_facts={})
 
 
 def save_recipe(recipe: Recipe) -> None:
@@ -103,7 +109,7 @@ def save_decoder(folder: Path, decoder: Mapping[str, Tensor], facts: Mapping[str
     Args:
         folder: of a whole recipe.
         decoder: its tensors; empty for the untuned one.
-        facts: with `base_sha256`, plain data besides.
+        facts: with `base_sha256`, and `untuned_choose` where the config has another one now; plain data besides.
         config: of the whole recipe, as it is from now on.
 
     Raises:

@@ -15,7 +15,17 @@ import yaml
 from sam_inspect import recipe as recipe_module
 from sam_inspect.config import SCHEMA_VERSION, PromptConfig, RecipeConfig, StageConfig
 from sam_inspect.errors import ConfigError, OutputError, RecipeError
-from sam_inspect.recipe import CALIBRATION, LOCALIZER, METRICS, PROVENANCE, RECIPE, Recipe, load_recipe, save_recipe
+from sam_inspect.recipe import (
+    CALIBRATION,
+    LOCALIZER,
+    METRICS,
+    PROVENANCE,
+    RECIPE,
+    Recipe,
+    load_recipe,
+    save_decoder,
+    save_recipe,
+)
 
 FILES = (CALIBRATION, LOCALIZER, METRICS, PROVENANCE)
 
@@ -176,3 +186,43 @@ def test_a_folder_that_is_half_written_is_no_recipe(recipe: Recipe, monkeypatch:
         save_recipe(recipe)
     with pytest.raises(RecipeError, match=r"holds no recipe.yaml"):
         load_recipe(recipe.folder)
+
+
+def test_a_tuned_decoder_goes_in_and_out_of_a_recipe(recipe: Recipe) -> None:
+    whole = recipe.folder
+    before = load_recipe(whole)
+    tensors = {"weight": torch.arange(6.0).reshape(2, 3)}
+    changed = before.config.model_copy(update={"choose": before.config.choose.model_copy(update={"least_share": 0.4})})
+    facts = {"base_sha256": "ab" * 32, "untuned_choose": before.config.choose.model_dump()}
+    save_decoder(whole, tensors, facts, changed)
+    tuned = load_recipe(whole)
+    assert torch.equal(tuned.decoder["weight"], tensors["weight"])
+    assert tuned.config.choose.least_share == 0.4
+    assert tuned.decoder_facts == facts
+    assert tuned.untuned().config == before.config
+    assert not tuned.untuned().decoder
+    np.testing.assert_array_equal(tuned.calibration_scores, before.calibration_scores)
+    save_decoder(whole, {"weight": tensors["weight"] + 1}, facts, changed)
+    assert len(list(whole.glob("decoder-*"))) == 1
+    save_decoder(whole, {}, facts, before.config)
+    assert not list(whole.glob("decoder-*"))
+    assert not load_recipe(whole).decoder
+
+
+def test_a_full_disk_leaves_the_recipe_as_it_was(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = recipe.folder
+
+    def full(path: Path, text: str) -> None:
+        raise OutputError(f"{path}: cannot be written (No space left on device)")
+
+    monkeypatch.setattr("sam_inspect.recipe.write_text", full)
+    before = load_recipe(whole)
+    with pytest.raises(OutputError):
+        save_decoder(whole, {"weight": torch.ones(2)}, {"base_sha256": "ab"}, before.config)
+    assert not load_recipe(whole).decoder
+
+
+def test_a_recipe_of_the_schema_before_tuned_decoders_is_read(recipe: Recipe) -> None:
+    document = yaml.safe_load((recipe.folder / RECIPE).read_text())
+    (recipe.folder / RECIPE).write_text(yaml.safe_dump(document | {"schema_version": 2}))
+    assert load_recipe(recipe.folder).config == recipe.config

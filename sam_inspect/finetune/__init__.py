@@ -31,7 +31,7 @@ from sam_inspect.finetune.views import Sizes, ViewMaker
 from sam_inspect.images import Rgb, read_image
 from sam_inspect.pipeline import Inspector
 from sam_inspect.progress import Progress
-from sam_inspect.recipe import BASE, load_recipe, save_decoder
+from sam_inspect.recipe import BASE, UNTUNED_CHOOSE, save_decoder
 from sam_inspect.report.page import script_json
 from sam_inspect.segment.sam import Sam
 
@@ -113,7 +113,8 @@ def finetune(
         "embeddings": {"encoded": bench.encoder.encoded, "found": bench.encoder.found},
     }
     facts = _decoder_facts(inspector, data, tuner.settings, shipped, bench, plan)
-    save_decoder(folder, shipped.decoder, facts, load_recipe(folder).config)
+    config = inspector.config.model_copy(update={"choose": shipped.choose})
+    save_decoder(folder, shipped.decoder, facts, config)
     write_text(out / FIGURES, script_json(figures) + "\n")
     plots = curve_data(runs if shipped is runs[0] else [*runs, shipped])
     plots += [shots_plot(figures["curve"])] if figures["curve"] else []
@@ -161,7 +162,7 @@ class _Bench:
         tuned = [tuner.sam_with(run.decoder) for run in runs]
         places = [(number, index) for number, fold in enumerate(folds) for index in fold.test]
         return [
-            score_label(self.probes[index], number, self.sam, tuned[number], choose, choose)
+            score_label(self.probes[index], number, self.sam, tuned[number], choose, runs[number].choose)
             for number, index in progress(places, "score held-out labels", len(places))
         ]
 
@@ -178,8 +179,9 @@ class _Bench:
         for number, fold in enumerate(folds):
             train = draw_shots(self.labels, fold.train, shots, tuner.settings.seed)
             name = f"{shots} labels, fold {number + 1}"
-            sam = tuner.sam_with(tuner.tune(train, name, progress).decoder) if shots else self.sam
-            ious += [tuner.ious(index, sam) * (1, self.probes[index].detected) for index in fold.test]
+            run = tuner.tune(train, name, progress) if shots else None
+            sam, choose = (tuner.sam_with(run.decoder), run.choose) if run else (self.sam, tuner.choose)
+            ious += [tuner.ious(index, sam, choose) * (1, self.probes[index].detected) for index in fold.test]
         boxes, refined = (float(sum(values) / len(ious)) for values in zip(*ious, strict=True)) if ious else (0.0, 0.0)
         return {"shots": shots, "images": len(ious), "gt_boxes": boxes, "refined": refined}
 
@@ -209,6 +211,7 @@ def _facts_of(run: Tuned, fold: Fold) -> dict[str, Any]:
         "train": len(fold.train),
         "test": len(fold.test),
         "chosen": run.word,
+        "choose": run.choose.model_dump(),
         "stopped": run.stopped,
         "points": [asdict(point) for point in run.points],
     }
@@ -220,6 +223,7 @@ def _decoder_facts(
     """What an auditor asks of a tuned decoder."""
     return {
         BASE: bench.sam.sha256,
+        UNTUNED_CHOOSE: inspector.config.choose.model_dump(),
         "base": inspector.config.segmenter.name,
         "chosen": shipped.word,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

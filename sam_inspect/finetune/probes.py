@@ -22,7 +22,7 @@ from sam_inspect.localize.boxes import GivenBox, GivenBoxes
 from sam_inspect.masks import union
 from sam_inspect.pipeline import Inspector
 from sam_inspect.prompt import find_regions, plan_views
-from sam_inspect.records import Box, CropMask, Localization, View
+from sam_inspect.records import Box, Candidates, CropMask, Localization, View
 from sam_inspect.segment.sam import Embedding, Sam
 
 NEARLY = 0.95
@@ -37,12 +37,16 @@ class Question:
     localization: Localization
     views: tuple[tuple[View, Embedded], ...]
 
-    def answer(self, sam: Sam, config: ChooseConfig) -> list[CropMask]:
-        """The masks that are chosen from a decoder's answers."""
+    def candidates(self, sam: Sam) -> list[Candidates]:
+        """A decoder's answers."""
         candidates = []
         for view, embedded in self.views:
             features = torch.from_numpy(embedded.load().astype(np.float32))[None].to(sam.device)
             candidates += sam.decode(Embedding(view, features), view.prompts)
+        return candidates
+
+    def chosen(self, candidates: Sequence[Candidates], config: ChooseConfig) -> list[CropMask]:
+        """The masks that are chosen from them."""
         return [outline.mask for outline in choose(candidates, self.localization, config)]
 
 
@@ -68,11 +72,12 @@ class Probe:
 
     def box_masks(self, sam: Sam, config: ChooseConfig) -> list[CropMask]:
         """What a decoder outlines in the ground-truth boxes."""
-        return self.boxes.answer(sam, config.model_copy(update={"duplicate_iou": 1.0}))
+        every_box = config.model_copy(update={"duplicate_iou": 1.0})
+        return self.boxes.chosen(self.boxes.candidates(sam), every_box)
 
     def found_masks(self, sam: Sam, config: ChooseConfig) -> list[CropMask]:
         """What a decoder outlines in the localizer's regions."""
-        return self.found.answer(sam, config)
+        return self.found.chosen(self.found.candidates(sam), config)
 
 
 def probe(label: Label, inspector: Inspector, encoder: CachedEncoder) -> Probe:
