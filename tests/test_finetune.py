@@ -12,8 +12,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from segment_anything import sam_model_registry
 from torchvision.ops import sigmoid_focal_loss
 
+from sam_inspect.config import PromptConfig
 from sam_inspect.datasets import Sample
 from sam_inspect.errors import DatasetError, UsageError, WeightsError
 from sam_inspect.finetune import losses
@@ -28,7 +31,7 @@ from sam_inspect.metrics import mask_iou
 from sam_inspect.networks.sam import decode_each
 from sam_inspect.progress import silent
 from sam_inspect.records import Prompt, View
-from sam_inspect.segment.sam import MobileSam
+from sam_inspect.segment.sam import MobileSam, SamVitB
 from sam_inspect.weights import LoadedWeights
 
 SIZES = Sizes(context=1.5, least_view_px=64, input_px=128)
@@ -50,8 +53,6 @@ def label(name: str, kind: str = "hole", group: str | None = None, boxes: Iterab
 @pytest.fixture
 def views(sam: MobileSam, tmp_path: Path) -> list[TrainingView]:
     """Four views of a dark rectangle on a noisy plate."""
-    from PIL import Image
-
     pixels = np.random.default_rng(0).integers(120, 180, (120, 160, 3), np.uint8)
     pixels[40:60, 30:60] //= 4
     file = tmp_path / "part.png"
@@ -363,3 +364,21 @@ def test_a_tuned_decoder_belongs_to_its_base(sam: MobileSam) -> None:
     del decoder["iou_token.weight"]
     with pytest.raises(WeightsError, match="iou_token"):
         sam.with_decoder(decoder, sam.sha256)
+
+
+def test_a_larger_sam_is_tuned_in_its_decoder_alone(tmp_path: Path) -> None:
+    """With random weights, whole views at its only size."""
+    torch.manual_seed(0)
+    large = SamVitB.from_tensors("sam_vit_b", sam_model_registry["vit_b"]().eval().state_dict())
+    pixels = np.random.default_rng(0).integers(120, 180, (120, 160, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "part.png")
+    maker = ViewMaker(CachedEncoder(large, tmp_path / "cache"), Sizes.of(PromptConfig(), large))
+    shown = maker.labelled(label(str(tmp_path / "part.png")), 1, NO_ERRORS, 0)
+    assert shown[0].embedding.load().shape == (256, 64, 64)
+    before = states(large)
+    settings = QUICK.model_copy(update={"steps": 1, "batch": 1})
+    tuned = fit_decoder(large.network, shown, [], NO_ERRORS, settings, progress=silent).snapshots[1]
+    assert all(torch.equal(value, before[name]) for name, value in states(large).items())
+    assert any(not torch.equal(value, before[f"decoder.{name}"]) for name, value in tuned.items())
+    again = large.with_decoder(tuned, large.sha256)
+    assert again.network.image_encoder is large.network.image_encoder
