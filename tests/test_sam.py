@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from segment_anything import SamPredictor, sam_model_registry
 
 from sam_inspect.errors import WeightsError
@@ -17,6 +18,7 @@ from sam_inspect.networks.sam import build_sam
 from sam_inspect.records import Candidates, Prompt, View
 from sam_inspect.segment.sam import MobileSam, SamVitB
 from sam_inspect.weights import LoadedWeights
+from sam_inspect.weights.convert import read_tensors
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +87,47 @@ def test_a_larger_sam_answers_what_the_official_predictor_answers() -> None:
     assert answer.view.input_px == 1024
     np.testing.assert_allclose(answer.low_res_logits[1:], logits, atol=1e-4)
     np.testing.assert_allclose(answer.predicted_iou[1:], iou, atol=1e-4)
+
+
+TRANSFORMERS_NAMES = {
+    "vision_encoder.pos_embed": "image_encoder.pos_embed",
+    "vision_encoder.patch_embed.projection.weight": "image_encoder.patch_embed.proj.weight",
+    "vision_encoder.layers.11.layer_norm2.bias": "image_encoder.blocks.11.norm2.bias",
+    "vision_encoder.layers.0.attn.rel_pos_w": "image_encoder.blocks.0.attn.rel_pos_w",
+    "vision_encoder.layers.3.mlp.lin1.weight": "image_encoder.blocks.3.mlp.lin1.weight",
+    "vision_encoder.neck.conv2.weight": "image_encoder.neck.2.weight",
+    "vision_encoder.neck.layer_norm2.weight": "image_encoder.neck.3.weight",
+    "prompt_encoder.shared_embedding.positional_embedding": (
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+    ),
+    "prompt_encoder.point_embed.3.weight": "prompt_encoder.point_embeddings.3.weight",
+    "prompt_encoder.not_a_point_embed.weight": "prompt_encoder.not_a_point_embed.weight",
+    "prompt_encoder.mask_embed.conv3.bias": "prompt_encoder.mask_downscaling.6.bias",
+    "prompt_encoder.mask_embed.layer_norm2.bias": "prompt_encoder.mask_downscaling.4.bias",
+    "mask_decoder.iou_token.weight": "mask_decoder.iou_token.weight",
+    "mask_decoder.transformer.layers.1.layer_norm4.weight": "mask_decoder.transformer.layers.1.norm4.weight",
+    "mask_decoder.transformer.layers.0.self_attn.q_proj.bias": (
+        "mask_decoder.transformer.layers.0.self_attn.q_proj.bias"
+    ),
+    "mask_decoder.transformer.layer_norm_final_attn.bias": "mask_decoder.transformer.norm_final_attn.bias",
+    "mask_decoder.upscale_layer_norm.weight": "mask_decoder.output_upscaling.1.weight",
+    "mask_decoder.upscale_conv2.weight": "mask_decoder.output_upscaling.3.weight",
+    "mask_decoder.iou_prediction_head.proj_in.weight": "mask_decoder.iou_prediction_head.layers.0.weight",
+    "mask_decoder.iou_prediction_head.layers.0.weight": "mask_decoder.iou_prediction_head.layers.1.weight",
+    "mask_decoder.output_hypernetworks_mlps.2.layers.0.bias": (
+        "mask_decoder.output_hypernetworks_mlps.2.layers.1.bias"
+    ),
+    "mask_decoder.output_hypernetworks_mlps.2.proj_out.bias": "mask_decoder.output_hypernetworks_mlps.2.layers.2.bias",
+}
+
+
+def test_a_sam_saved_by_transformers_is_read_under_the_official_names(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        official = sam_model_registry["vit_b"]().state_dict()
+    assert set(TRANSFORMERS_NAMES.values()) <= official.keys()
+    theirs = {name: torch.full((1,), float(place)) for place, name in enumerate(TRANSFORMERS_NAMES)}
+    save_file(theirs | {"shared_image_embedding.positional_embedding": torch.ones(1)}, tmp_path / "model.safetensors")
+    read = read_tensors(tmp_path / "model.safetensors")
+    assert {name: value.item() for name, value in read.items()} == {
+        ours: float(place) for place, ours in enumerate(TRANSFORMERS_NAMES.values())
+    }

@@ -16,6 +16,29 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 MOBILENET_V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)  # a stage (Sandler et al., CVPR 2018, table 2)
+SAM_OF_TRANSFORMERS = (
+    (r"^vision_encoder\.layers\.", "image_encoder.blocks."),
+    (r"^vision_encoder\.", "image_encoder."),
+    (r"\.patch_embed\.projection\.", ".patch_embed.proj."),
+    (r"\.neck\.conv1\.", ".neck.0."),
+    (r"\.neck\.layer_norm1\.", ".neck.1."),
+    (r"\.neck\.conv2\.", ".neck.2."),
+    (r"\.neck\.layer_norm2\.", ".neck.3."),
+    (r"\.mask_embed\.conv1\.", ".mask_downscaling.0."),
+    (r"\.mask_embed\.layer_norm1\.", ".mask_downscaling.1."),
+    (r"\.mask_embed\.conv2\.", ".mask_downscaling.3."),
+    (r"\.mask_embed\.layer_norm2\.", ".mask_downscaling.4."),
+    (r"\.mask_embed\.conv3\.", ".mask_downscaling.6."),
+    (r"\.point_embed\.", ".point_embeddings."),
+    (r"\.shared_embedding\.positional_embedding$", ".pe_layer.positional_encoding_gaussian_matrix"),
+    (r"\.upscale_conv1\.", ".output_upscaling.0."),
+    (r"\.upscale_layer_norm\.", ".output_upscaling.1."),
+    (r"\.upscale_conv2\.", ".output_upscaling.3."),
+    (r"((?:_head|_mlps\.\d)\.)layers\.0\.", r"\1layers.1."),
+    (r"((?:_head|_mlps\.\d)\.)proj_in\.", r"\1layers.0."),
+    (r"((?:_head|_mlps\.\d)\.)proj_out\.", r"\1layers.2."),
+    (r"\.layer_norm", ".norm"),
+)
 AGAIN = "it is cut or damaged: bring it again"
 
 
@@ -23,7 +46,7 @@ def read_tensors(path: Path, suffix: str | None = None) -> dict[str, Tensor]:
     """A user's or author's file as tensors on the CPU, under the key names that our networks load.
 
     Accepts `.safetensors`, `.pt` and `.pth` (a state dict, also under the key `state_dict` or `model`); torchvision's
-    MobileNetV2 and Meta's DINOv2 are renamed to timm's keys.
+    MobileNetV2 and Meta's DINOv2 are renamed to timm's keys, the SAM of Hugging Face's transformers to segment_anything's.
 
     Args:
         path: the file.
@@ -98,7 +121,20 @@ def _our_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if "mask_token" in tensors and "blocks.0.ls1.gamma" in tensors:
         # Meta's DINOv2 without registers has timm's names but for the token of its training.
         return {key: value for key, value in tensors.items() if key != "mask_token"}
+    if "vision_encoder.patch_embed.projection.weight" in tensors:
+        return _sam_from_transformers(tensors)
     return tensors
+
+
+def _sam_from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Hugging Face's `SamModel` under segment_anything's names; its positional table is there twice."""
+    renamed = {}
+    for key, value in tensors.items():
+        if not key.startswith("shared_image_embedding."):
+            for theirs, ours in SAM_OF_TRANSFORMERS:
+                key = re.sub(theirs, ours, key)
+            renamed[key] = value
+    return renamed
 
 
 def _mobilenet_v2_to_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
