@@ -46,7 +46,8 @@ def read_tensors(path: Path, suffix: str | None = None) -> dict[str, Tensor]:
     """A user's or author's file as tensors on the CPU, under the key names that our networks load.
 
     Accepts `.safetensors`, `.pt` and `.pth` (a state dict, also under the key `state_dict` or `model`); torchvision's
-    MobileNetV2 and Meta's DINOv2 are renamed to timm's keys, the SAM of Hugging Face's transformers to segment_anything's.
+    MobileNetV2 and Meta's DINOv2 are renamed to timm's keys, the SAM of Hugging Face's transformers to
+    segment_anything's.
 
     Args:
         path: the file.
