@@ -93,8 +93,8 @@ def finetune(
         RecipeError, WeightsError, OutputError.
     """
     start = time.monotonic()
-    out = make_folder(folder / FOLDER) if folder.is_dir() else folder / FOLDER
     inspector = Inspector.from_recipe(folder, device, tuned=False)
+    out = make_folder(folder / FOLDER)
     bench = _Bench.of(inspector, data, plan, progress)
     tuner = bench.tuner(settings, out / FITS, data)
     folds = bench.folds(plan, settings.seed)

@@ -7,6 +7,7 @@ then the three of `multimask_output=True`.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -64,7 +65,10 @@ class Sam:
     @classmethod
     def from_tensors(cls, name: str, tensors: Mapping[str, Tensor], device: str = "cpu") -> Sam:
         """The network `name` from tensors under segment_anything's key names. Raises WeightsError."""
-        return cls(build_sam(name, tensors, device))
+        digest = hashlib.sha256()
+        for key, tensor in sorted(tensors.items()):
+            digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return cls(build_sam(name, tensors, device), digest.hexdigest())
 
     @classmethod
     def from_config(cls, args: Mapping[str, Any], *, device: str) -> Sam:
