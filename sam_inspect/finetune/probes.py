@@ -26,7 +26,7 @@ from sam_inspect.records import Box, Candidates, CropMask, Localization, View
 from sam_inspect.segment.sam import Embedding, Sam
 
 NEARLY = 0.95
-SAME_IOU = 0.05
+SAME_IOU = 0.3
 Errors = NDArray[np.float32]
 
 
@@ -118,7 +118,7 @@ def _embedded(image: Rgb, view: View, encoder: CachedEncoder) -> Embedded:
 def box_errors(probes: Sequence[Probe]) -> Errors:
     """(n, 4) float32: how far the localizer's boxes lie off, left, top, right, bottom, as shares of the true sides.
 
-    Of every region that overlaps a defect; cut at a whole side.
+    Of every region that is about one defect, not of those on a part of it; cut at a whole side.
     """
     errors = [
         _error(region.box_xyxy, defect.box_xyxy)
