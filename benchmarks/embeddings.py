@@ -36,7 +36,7 @@ def main(repeats: Repeats = 5, json_file: JsonFile = None) -> None:
         label, sizes = drawn(Path(folder)), Sizes.of(PromptConfig(), sam)
 
         def step(cache: Path) -> None:
-            views = ViewMaker(CachedEncoder(sam, cache), sizes).labelled(label, BATCH, NO_ERRORS, 0)
+            views = ViewMaker(CachedEncoder(sam, cache), sizes).labelled(label, BATCH)
             settings = Settings(steps=1, epochs=0, empty=0, batch=BATCH)
             fit_decoder(sam.network, views, [], NO_ERRORS, settings, progress=silent)
 

@@ -59,7 +59,7 @@ def views(sam: MobileSam, tmp_path: Path) -> list[TrainingView]:
     Image.fromarray(pixels).save(file)
     part = label(str(file))
     maker = ViewMaker(CachedEncoder(sam, tmp_path / "cache"), SIZES)
-    return maker.labelled(part, 4, NO_ERRORS, 0)
+    return maker.labelled(part, 4)
 
 
 # What is learned from and what is scored
@@ -373,7 +373,7 @@ def test_a_larger_sam_is_tuned_in_its_decoder_alone(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(120, 180, (120, 160, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "part.png")
     maker = ViewMaker(CachedEncoder(large, tmp_path / "cache"), Sizes.of(PromptConfig(), large))
-    shown = maker.labelled(label(str(tmp_path / "part.png")), 1, NO_ERRORS, 0)
+    shown = maker.labelled(label(str(tmp_path / "part.png")), 1)
     assert shown[0].embedding.load().shape == (256, 64, 64)
     before = states(large)
     settings = QUICK.model_copy(update={"steps": 1, "batch": 1})

@@ -28,7 +28,7 @@ from sam_inspect.errors import DatasetError
 from sam_inspect.files import make_folder, write_atomically, write_text
 from sam_inspect.finetune.labels import Fold, Label, parted
 from sam_inspect.finetune.loop import State, Trained, fit_decoder, marks_of
-from sam_inspect.finetune.probes import Errors, Probe, box_errors
+from sam_inspect.finetune.probes import Probe, box_errors
 from sam_inspect.finetune.settings import Settings
 from sam_inspect.finetune.views import TrainingView, ViewMaker
 from sam_inspect.images import Rgb
@@ -121,7 +121,7 @@ class Tuner:
     def limit(self, train: Sequence[int], seconds: float, progress: Progress) -> None:
         """Sets the steps of every fit to what fits into so many seconds, timed on the views of `train`."""
         errors = box_errors([self.probes[index] for index in train])
-        views, empty = self._views(train, errors, "measure", progress)
+        views, empty = self._views(train, "measure", progress)
         start = time.perf_counter()
         fit_decoder(self.sam.network, views, empty, errors, self.settings, stop=TIMED_STEPS, progress=silent)
         steps = round(seconds * TIMED_STEPS / (time.perf_counter() - start))
@@ -267,7 +267,7 @@ class Tuner:
         if done is not None:
             return done
         errors = box_errors([self.probes[index] for index in train])
-        views, empty = self._views(train, errors, name, progress)
+        views, empty = self._views(train, name, progress)
         checkpoint = path.with_suffix(".pt")
         trained = fit_decoder(
             self.sam.network,
@@ -285,17 +285,16 @@ class Tuner:
         return trained
 
     def _views(
-        self, train: Sequence[int], errors: Errors, name: str, progress: Progress
+        self, train: Sequence[int], name: str, progress: Progress
     ) -> tuple[list[TrainingView], list[TrainingView]]:
         labels = [self.labels[index] for index in train]
         each = self._views_each(labels)
         views: list[TrainingView] = []
         for label in progress(labels, f"{name}: encode views", len(labels)):
-            views += self.maker.labelled(label, each, errors, self.settings.jitter)
+            views += self.maker.labelled(label, each)
         if not self.settings.empty:
             return views, []
-        sides = [max(x1 - x0, y1 - y0) for label in labels for x0, y0, x1, y1 in (d.box_xyxy for d in label.defects)]
-        return views, [view for file, image in self.good for view in self.maker.good(image, file, GOOD_VIEWS, sides)]
+        return views, [view for file, image in self.good for view in self.maker.good(image, file, GOOD_VIEWS)]
 
     def _views_each(self, labels: Sequence[Label]) -> int:
         """How many views of each defect are kept."""

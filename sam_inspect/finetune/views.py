@@ -23,7 +23,8 @@ from sam_inspect.prompt import square_view
 from sam_inspect.records import Box, CropMask, View
 from sam_inspect.segment.sam import Sam
 
-CONTEXTS = (1.2, 2.2)
+CONTEXTS, SHIFT = (1.2, 2.2), 0.2
+GOOD_SIDES = (0.03, 0.5)
 GAINS = (0.8, 1.25)
 GAMMAS = (0.85, 1.2)
 Rng = np.random.Generator
@@ -73,33 +74,27 @@ class ViewMaker:
     def __init__(self, encoder: CachedEncoder, sizes: Sizes) -> None:
         self.encoder, self.sizes = encoder, sizes
 
-    def labelled(self, label: Label, views: int, errors: NDArray[np.float32], jitter: float) -> list[TrainingView]:
-        """`views` of each defect of a labelled image; the first one as it is in use, unaugmented."""
+    def labelled(self, label: Label, views: int) -> list[TrainingView]:
+        """`views` of each defect of a labelled image; the first one as it is in use, unaugmented.
+
+        They are the same for every fit, whatever else is learned from, so that each is encoded once for all of them.
+        """
         image = read_image(label.sample.image)
         return [
-            self._of(image, label.defects, place, _rng(label.name, place, number), number > 0, errors, jitter)
+            self._of(image, label.defects, place, _rng(label.name, place, number), number > 0)
             for place in range(len(label.defects))
             for number in range(views)
         ]
 
-    def good(self, image: Rgb, name: str, views: int, sides: Sequence[int]) -> list[TrainingView]:
-        """Views of random boxes on a good part, of the sides that defects have."""
-        return [self._of_good(image, _rng(name, 0, number), sides) for number in range(views)]
+    def good(self, image: Rgb, name: str, views: int) -> list[TrainingView]:
+        """Views of random boxes on a good part, a thirtieth to half of its short side large."""
+        return [self._of_good(image, _rng(name, 0, number)) for number in range(views)]
 
-    def _of(
-        self,
-        image: Rgb,
-        defects: Sequence[CropMask],
-        place: int,
-        rng: Rng,
-        augmented: bool,
-        errors: NDArray[np.float32],
-        jitter: float,
-    ) -> TrainingView:
+    def _of(self, image: Rgb, defects: Sequence[CropMask], place: int, rng: Rng, augmented: bool) -> TrainingView:
         box: Sequence[float] = defects[place].box_xyxy
         context = self.sizes.context
         if augmented:
-            box = jittered(np.array(box, np.float32), errors, jitter, rng).tolist()
+            box = (np.array(box) + rng.uniform(-SHIFT, SHIFT, 4) * _sides(box)).tolist()
             context = float(rng.uniform(*CONTEXTS))
         crop = square_view(_whole(box, image.shape[:2]), image.shape[:2], context, self.sizes.least_view_px)
         parts = [(index, window(defect, crop)) for index, defect in enumerate(defects)]
@@ -109,9 +104,9 @@ class ViewMaker:
             turn.relit(_cut(image, crop)), [turn.turned(part) for _, part in seen], [index for index, _ in seen], place
         )
 
-    def _of_good(self, image: Rgb, rng: Rng, sides: Sequence[int]) -> TrainingView:
+    def _of_good(self, image: Rgb, rng: Rng) -> TrainingView:
         height, width = image.shape[:2]
-        side = float(rng.choice(np.array(sides)))
+        side = max(1.0, min(height, width) * float(np.exp(rng.uniform(*np.log(GOOD_SIDES)))))
         w, h = (min(v, side * float(np.exp(rng.uniform(-0.7, 0.0)))) for v in (width, height))
         x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
         box = (x, y, x + w, y + h)
@@ -191,6 +186,10 @@ def jittered(box: NDArray[np.float32], errors: NDArray[np.float32], jitter: floa
 def _rng(name: str, place: int, number: int) -> Rng:
     """By what is drawn alone: the views of a label are the same in every run, and found in the cache again."""
     return np.random.default_rng([*name.encode(), place, number])
+
+
+def _sides(box: Sequence[float]) -> NDArray[np.float64]:
+    return np.tile([box[2] - box[0], box[3] - box[1]], 2)
 
 
 def _whole(box: Sequence[float], original_hw: tuple[int, ...]) -> Box:
