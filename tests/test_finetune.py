@@ -16,20 +16,23 @@ from PIL import Image
 from segment_anything import sam_model_registry
 from torchvision.ops import sigmoid_focal_loss
 
-from sam_inspect.config import PromptConfig
+from sam_inspect.config import ChooseConfig, PromptConfig
 from sam_inspect.datasets import Sample
 from sam_inspect.errors import DatasetError, UsageError, WeightsError
 from sam_inspect.finetune import losses
 from sam_inspect.finetune.embeddings import CachedEncoder
 from sam_inspect.finetune.labels import Fold, Label, draw_shots, parted, read_split, split, write_split
-from sam_inspect.finetune.loop import fit_decoder, marks_of, rate
+from sam_inspect.finetune.loop import Trained, fit_decoder, marks_of, rate
+from sam_inspect.finetune.probes import Probe, Question, box_errors
 from sam_inspect.finetune.settings import PRESETS, Settings, parse_curve, settings_of
-from sam_inspect.finetune.tuner import Point, best_point, beyond_noise
+from sam_inspect.finetune.tuner import Point, Tuner, best_point, beyond_noise
 from sam_inspect.finetune.views import Sizes, TrainingView, Turn, ViewMaker, jittered
+from sam_inspect.localize.boxes import GivenBox, GivenBoxes
 from sam_inspect.masks import filled_box
 from sam_inspect.metrics import mask_iou
 from sam_inspect.networks.sam import decode_each
 from sam_inspect.progress import silent
+from sam_inspect.prompt import plan_views
 from sam_inspect.records import Prompt, View
 from sam_inspect.segment.sam import MobileSam, SamVitB
 from sam_inspect.weights import LoadedWeights
@@ -382,3 +385,77 @@ def test_a_larger_sam_is_tuned_in_its_decoder_alone(tmp_path: Path) -> None:
     assert any(not torch.equal(value, before[f"decoder.{name}"]) for name, value in tuned.items())
     again = large.with_decoder(tuned, large.sha256)
     assert again.network.image_encoder is large.network.image_encoder
+
+
+@pytest.fixture
+def tuner(sam: MobileSam, tmp_path: Path) -> Tuner:
+    """Four labelled plates, each with a dark rectangle; the localizer is taken to find it exactly."""
+    encoder = CachedEncoder(sam, tmp_path / "cache")
+    probes = []
+    for number in range(4):
+        rng = np.random.default_rng(number)
+        pixels = rng.integers(120, 180, (120, 160, 3), np.uint8)
+        x, y = (int(v) for v in rng.integers(20, 60, 2))
+        pixels[y : y + 20, x : x + 30] //= 4
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / f"{number}.png_mask.png")
+        part = label(str(tmp_path / f"{number}.png"), boxes=[(x, y, x + 30, y + 20)])
+        given = GivenBoxes([GivenBox(part.defects[0].box_xyxy, None)]).localize(pixels)
+        config = PromptConfig(input_px=256, least_input_px=256, least_view_px=64)
+        shown = tuple(
+            (view, encoder.embed(pixels[slice(*view.crop_xyxy[1::2]), slice(*view.crop_xyxy[::2])], view.input_px))
+            for view in plan_views(given.regions, (120, 160), config)
+        )
+        question = Question(given, shown)
+        probes.append(Probe(part, question, question, detected=True))
+    return Tuner(sam, probes, ViewMaker(encoder, SIZES), [], ChooseConfig(), QUICK, tmp_path / "fits")
+
+
+def test_a_tuned_decoder_is_validated_on_parts_that_it_did_not_see(
+    tuner: Tuner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    whole = tuner._fit
+    monkeypatch.setattr(tuner, "_fit", lambda train, *rest: (seen.append(len(train)), whole(train, *rest))[1])
+    tuned = tuner.tune((0, 1, 2, 3), "all", silent)
+    assert seen[:4] == [3, 3, 3, 3]
+    assert tuned.points[0].share == 0
+    assert {point.share for point in tuned.points[1:]} == {0.25, 0.5, 0.75, 1.0}
+    assert tuned.chosen is not None
+    assert tuned.chosen.iou >= tuned.points[0].iou
+
+
+def test_what_is_finished_is_not_done_again(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tuner.tune((0, 1, 2), "first", silent)
+    monkeypatch.setattr("sam_inspect.finetune.tuner.fit_decoder", None)
+    again = tuner.tune((0, 1, 2), "again", silent)
+    assert again.points == first.points
+    assert all(torch.equal(value, again.decoder[name]) for name, value in first.decoder.items())
+
+
+def test_where_tuning_spoils_the_masks_the_untuned_decoder_stays(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoilt(network: Any, *_: Any, **__: Any) -> Trained:
+        state = {name: torch.zeros_like(value) for name, value in network.mask_decoder.state_dict().items()}
+        return Trained(dict.fromkeys(marks_of(QUICK), state), [1.0])
+
+    monkeypatch.setattr("sam_inspect.finetune.tuner.fit_decoder", spoilt)
+    monkeypatch.setattr("sam_inspect.finetune.tuner.SHARES", (1.0,))
+    tuned = tuner.tune((0, 1, 2, 3), "all", silent)
+    assert not tuned.decoder
+    assert "the untuned decoder stays" in tuned.word
+
+
+def test_a_fit_that_broke_down_at_once_ships_nothing(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sam_inspect.finetune.tuner.fit_decoder", lambda *_, **__: Trained({}, [], stopped=3))
+    for train in [(0, 1, 2, 3), (0,)]:
+        tuned = tuner.tune(train, "all", silent)
+        assert not tuned.decoder
+    assert "step 3" in tuned.word
+
+
+def test_the_localizers_errors_are_shares_of_the_true_box(tuner: Tuner) -> None:
+    (x0, y0, x1, y1) = tuner.labels[0].defects[0].box_xyxy
+    off = GivenBoxes([GivenBox((x0 - 3, y0, x1 + 6, y1 - 2), None), GivenBox((x0, y0, x0 + 2, y0 + 2), None)])
+    found = Question(off.localize(np.zeros((120, 160, 3), np.uint8)), ())
+    errors = box_errors([replace(tuner.probes[0], found=found)])
+    np.testing.assert_allclose(errors, [[-0.1, 0, 0.2, -0.1]], atol=1e-6)
