@@ -435,8 +435,9 @@ def test_what_is_finished_is_not_done_again(tuner: Tuner, monkeypatch: pytest.Mo
 
 def test_where_tuning_spoils_the_masks_the_untuned_decoder_stays(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoilt(network: Any, *_: Any, **__: Any) -> Trained:
-        state = {name: torch.zeros_like(value) for name, value in network.mask_decoder.state_dict().items()}
-        return Trained(dict.fromkeys(marks_of(QUICK), state), [1.0])
+        base = network.mask_decoder.state_dict()
+        nothing = ({name: torch.zeros_like(value) for name, value in base.items()} for _ in marks_of(QUICK))
+        return Trained(dict(zip(marks_of(QUICK), nothing, strict=True)), [1.0])
 
     monkeypatch.setattr("sam_inspect.finetune.tuner.fit_decoder", spoilt)
     monkeypatch.setattr("sam_inspect.finetune.tuner.SHARES", (1.0,))
