@@ -25,9 +25,9 @@ class Settings(Section):
     weight_decay: float = Field(0.01, ge=0, le=1)
     schedule: Literal["constant", "steps", "cosine"] = "cosine"
     """`steps` is SAM's: warmed up, divided by ten twice; `cosine` is warmed up and falls to nothing."""
-    steps: int = Field(160, ge=1, le=10_000_000)
+    steps: int = Field(200, ge=1, le=10_000_000)
     """At least so many."""
-    epochs: float = Field(6, ge=0, le=1_000_000)
+    epochs: float = Field(7, ge=0, le=1_000_000)
     """Passes over all views, where that is more."""
     batch: int = Field(8, ge=1, le=1024)
     views: int = Field(20, ge=1, le=1000)

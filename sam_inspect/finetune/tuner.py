@@ -37,7 +37,7 @@ from sam_inspect.metrics import mask_iou
 from sam_inspect.progress import Progress, silent
 from sam_inspect.segment.sam import Sam
 
-SHARES = (0.25, 0.5, 0.75, 1.0)
+SHARES = (0.3, 0.5, 0.7, 1.0)
 UNVALIDATED_SHARE = 0.5
 PARTS, MANY_PARTS, MANY = 2, 5, 30
 FEW = 3
