@@ -19,13 +19,14 @@ from torchvision.ops import sigmoid_focal_loss
 from sam_inspect.config import ChooseConfig, PromptConfig
 from sam_inspect.datasets import Sample
 from sam_inspect.errors import DatasetError, UsageError, WeightsError
-from sam_inspect.finetune import losses
+from sam_inspect.finetune import _unless_worse, losses
 from sam_inspect.finetune.embeddings import CachedEncoder
 from sam_inspect.finetune.labels import Fold, Label, draw_shots, parted, read_split, split, write_split
 from sam_inspect.finetune.loop import Trained, fit_decoder, marks_of, rate
 from sam_inspect.finetune.probes import Probe, Question, box_errors
+from sam_inspect.finetune.scores import COLUMNS, scored_masks
 from sam_inspect.finetune.settings import PRESETS, Settings, parse_curve, settings_of
-from sam_inspect.finetune.tuner import Point, Tuner, best_point, beyond_noise
+from sam_inspect.finetune.tuner import Point, Tuned, Tuner, best_point, beyond_noise
 from sam_inspect.finetune.views import Sizes, TrainingView, Turn, ViewMaker, jittered
 from sam_inspect.localize.boxes import GivenBox, GivenBoxes
 from sam_inspect.masks import filled_box
@@ -460,3 +461,27 @@ def test_the_localizers_errors_are_shares_of_the_true_box(tuner: Tuner) -> None:
     found = Question(off.localize(np.zeros((120, 160, 3), np.uint8)), ())
     errors = box_errors([replace(tuner.probes[0], found=found)])
     np.testing.assert_allclose(errors, [[-0.1, 0, 0.2, -0.1]], atol=1e-6)
+
+
+def test_a_type_that_came_out_worse_keeps_the_untuned_decoder(tuner: Tuner) -> None:
+    box = filled_box((30, 40, 60, 60))
+    good, bad = [box], [filled_box((100, 40, 130, 60))]
+    masks = dict.fromkeys(COLUMNS, good)
+    tuned = Tuned({"weight": torch.ones(1)}, None, (), [], "all steps", ChooseConfig(least_share=0.4))
+
+    def shipped(*kinds_and_masks: tuple[str, Any]) -> Tuned:
+        scored = [scored_masks(label("x", kind), 0, masks | {"gt_boxes_tuned": m}) for kind, m in kinds_and_masks]
+        return _unless_worse(tuned, scored, ChooseConfig())
+
+    assert shipped(("hole", good), ("crack", good)) is tuned
+    spoilt = shipped(("hole", good), ("crack", bad))
+    assert not spoilt.decoder
+    assert spoilt.choose == ChooseConfig()
+    assert spoilt.word.startswith("worse on held-out crack")
+
+
+def test_weights_that_are_no_numbers_are_never_kept(sam: MobileSam, views: list[TrainingView]) -> None:
+    settings = QUICK.model_copy(update={"optimizer": "adam", "lr": 1.0, "schedule": "constant", "steps": 30})
+    trained = fit_decoder(sam.network, views, [], NO_ERRORS, settings, progress=silent)
+    for state in trained.snapshots.values():
+        assert all(torch.isfinite(value).all() for value in state.values())

@@ -11,12 +11,13 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from sam_inspect.config import ChooseConfig
 from sam_inspect.datasets import good_images
 from sam_inspect.errors import ConfigError, DatasetError, ImageError
 from sam_inspect.files import make_folder, write_text
@@ -24,9 +25,9 @@ from sam_inspect.finetune.embeddings import CachedEncoder
 from sam_inspect.finetune.labels import Fold, Label, draw_shots, read_labels, read_split, split, write_split
 from sam_inspect.finetune.page import curve_data, shots_plot, write_compare
 from sam_inspect.finetune.probes import Probe, probe
-from sam_inspect.finetune.scores import Figures, Scored, as_tables, figures_of, score_label
+from sam_inspect.finetune.scores import GAINS, Figures, Scored, as_tables, figures_of, score_label
 from sam_inspect.finetune.settings import PRESETS, Settings, parse_curve, settings_of
-from sam_inspect.finetune.tuner import MANY_PARTS, Tuned, Tuner
+from sam_inspect.finetune.tuner import MANY_PARTS, Tuned, Tuner, beyond_noise
 from sam_inspect.finetune.views import Sizes, ViewMaker
 from sam_inspect.images import Rgb, read_image
 from sam_inspect.pipeline import Inspector
@@ -39,6 +40,7 @@ __all__ = ["PRESETS", "Plan", "Settings", "as_tables", "finetune", "parse_curve"
 
 FOLDER, FITS, FIGURES, SPLIT = "finetune", "fits", "figures.json", "split.csv"
 GOOD_PARTS = 20
+FEW_HELD_OUT = 0.05  # One or two images of a type say little: to take a decoder away they must say it clearly.
 log = logging.getLogger(__name__)
 
 
@@ -104,6 +106,7 @@ def finetune(
     runs = [tuner.tune(fold.train, f"fold {number + 1}", progress) for number, fold in enumerate(folds)]
     scored = bench.scored(tuner, folds, runs, progress)
     shipped = runs[0] if len(runs) == 1 else tuner.tune(bench.all_shots(plan, settings.seed), "all", progress)
+    shipped = _unless_worse(shipped, scored, inspector.config.choose)
     figures = figures_of(scored) | {
         "chosen": shipped.word,
         "folds": [_facts_of(run, fold) for run, fold in zip(runs, folds, strict=True)],
@@ -121,6 +124,19 @@ def finetune(
     page = write_compare(out, scored, figures, plots, first_good(data))
     shutil.rmtree(out / FITS, ignore_errors=True)
     return figures, page
+
+
+def _unless_worse(tuned: Tuned, scored: Sequence[Scored], untuned_choose: ChooseConfig) -> Tuned:
+    """The same; without its decoder where the held-out images say that a type came out worse, beyond noise."""
+    gains: dict[str, list[float]] = {}
+    for each in scored:
+        pairs = [each.scores[after].iou - each.scores[before].iou for before, after in GAINS.values()]
+        gains.setdefault(each.label.sample.defect_type, []).append(sum(pairs) / len(pairs))
+    worse = [kind for kind, values in gains.items() if beyond_noise(values, FEW_HELD_OUT) < 0]
+    if not worse or not tuned.decoder:
+        return tuned
+    word = f"worse on held-out {', '.join(worse)} beyond noise: the untuned decoder stays ({tuned.word})"
+    return replace(tuned, decoder={}, choose=untuned_choose, word=word)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -86,7 +86,7 @@ def fit_decoder(
             log.warning(f"{description}: the loss of step {step} is {loss}; the decoder of the last whole part stays")
             return Trained(trained.snapshots, trained.losses, stopped=step)
         trained.losses.append(loss)
-        if step + 1 in marks:
+        if step + 1 in marks and fit.is_finite():
             trained.snapshots[step + 1] = fit.decoder_state()
         if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
             fit.save(checkpoint, trained)
@@ -156,6 +156,10 @@ class _Fit:
         if self.settings.iou_head:
             loss = loss + ((iou - true_iou(logits.detach(), batch.truth, batch.valid)) ** 2).mean()
         return loss
+
+    def is_finite(self) -> bool:
+        """Whether every weight is a number: the loss says so one step later."""
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.decoder.parameters())
 
     def decoder_state(self) -> State:
         """A copy of the decoder's tensors."""

@@ -324,9 +324,9 @@ def best_point(points: Sequence[Point]) -> Point:
     return max((point for point in points if point.share == 0 or point.worst >= 0), key=lambda point: point.iou)
 
 
-def beyond_noise(gains: Sequence[float]) -> float:
-    """The mean gain and its standard error; for fewer than three images 0.02 instead of that."""
-    noise = float(np.std(gains, ddof=1) / np.sqrt(len(gains))) if len(gains) >= FEW else NOISE
+def beyond_noise(gains: Sequence[float], few: float = NOISE) -> float:
+    """The mean gain and its standard error; for fewer than three images `few` instead of that."""
+    noise = float(np.std(gains, ddof=1) / np.sqrt(len(gains))) if len(gains) >= FEW else few
     return float(np.mean(gains)) + noise
 
 

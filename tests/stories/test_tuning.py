@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-QUICK = ("--shots", "4", "--epochs", "0.5", "--lr", "0.001")
+QUICK = ("--shots", "4", "--epochs", "5", "--lr", "0.000003")
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_tuned_scored_used_and_compared(
     plant: Any, labelled: Path, tmp_path: Path, sam_inspect: Callable[..., Any], results: Callable[[Path], Any]
 ) -> None:
     recipe = tmp_path / "recipe"
-    answer = sam_inspect("finetune", labelled, "--recipe", recipe, "--preset", "sam", *QUICK)
+    answer = sam_inspect("finetune", labelled, "--recipe", recipe, "--preset", "study", *QUICK)
     assert answer.status == 0, answer.err
     assert "refined tuned" in answer.out
     page = recipe / "finetune" / "compare.html"
@@ -112,7 +112,7 @@ def test_one_labelled_image_is_learned_from_and_nothing_is_claimed(
     for folder in (labelled / "test").iterdir():
         if not any(folder.iterdir()):
             folder.rmdir()
-    answer = sam_inspect("finetune", labelled, "--recipe", tmp_path / "recipe", "--epochs", "0.5")
+    answer = sam_inspect("finetune", labelled, "--recipe", tmp_path / "recipe", "--epochs", "0.2")
     assert answer.status == 0, answer.err
     assert "one part alone cannot be validated" in answer.err
     assert "held-out" not in answer.out
