@@ -23,8 +23,9 @@ from sam_inspect.finetune import _unless_worse, losses
 from sam_inspect.finetune.embeddings import CachedEncoder
 from sam_inspect.finetune.labels import Fold, Label, draw_shots, parted, read_split, split, write_split
 from sam_inspect.finetune.loop import Trained, fit_decoder, marks_of, rate
+from sam_inspect.finetune.page import write_compare
 from sam_inspect.finetune.probes import Probe, Question, box_errors
-from sam_inspect.finetune.scores import COLUMNS, scored_masks
+from sam_inspect.finetune.scores import COLUMNS, figures_of, named, scored_masks
 from sam_inspect.finetune.settings import PRESETS, Settings, parse_curve, settings_of
 from sam_inspect.finetune.tuner import Point, Tuned, Tuner, best_point, beyond_noise
 from sam_inspect.finetune.views import Sizes, TrainingView, Turn, ViewMaker, jittered
@@ -485,3 +486,23 @@ def test_weights_that_are_no_numbers_are_never_kept(sam: MobileSam, views: list[
     trained = fit_decoder(sam.network, views, [], NO_ERRORS, settings, progress=silent)
     for state in trained.snapshots.values():
         assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_two_recipes_are_called_by_their_names() -> None:
+    assert named("gt_boxes_untuned", ("tuned v1", "untuned")) == "gt_boxes tuned v1"
+    assert named("refined_tuned", ("tuned v1", "untuned")) == "refined untuned"
+    assert named("gt_boxes_otsu", ("a", "b")) == "gt_boxes_otsu"
+
+
+def test_the_page_shows_what_was_scored_and_escapes_names(tuner: Tuner, tmp_path: Path) -> None:
+    part = replace(tuner.labels[0], name="test/hole/<b>&.png")
+    masks = dict.fromkeys(COLUMNS, part.defects) | {"gt_boxes_untuned": []}
+    scored = [scored_masks(part, 0, masks)]
+    lines = {"boxes": [(0.0, 0.5), (8.0, 0.75)]}
+    page = write_compare(tmp_path / "out", scored, figures_of(scored), [("IoU over steps", lines)], None)
+    text = page.read_text()
+    assert "<b>&.png" not in text
+    assert "tuned: IoU 1.000" in text
+    assert "untuned: IoU 0.000" in text
+    assert 'points="0.0,150.0 320.0,0.0"' in text
+    assert len(list((tmp_path / "out" / "pictures").rglob("*.jpg"))) == 1

@@ -55,7 +55,8 @@ def compare(
     write_text(out / FIGURES, script_json(figures) + "\n")
     names = (recipe_a.name, recipe_b.name)
     title = f"{names[0]} against {names[1]}"
-    return figures, write_compare(out, scored, figures, [], first_good(data), names=names, title=title)
+    good = first_good(data)
+    return figures, write_compare(out, scored, figures, [], good, names=names, title=title, what="labelled images")
 
 
 def _scored(label: Label, a: Inspector, b: Inspector) -> Scored:

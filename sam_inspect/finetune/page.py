@@ -18,7 +18,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from sam_inspect.files import make_folder, write_bytes, write_text
-from sam_inspect.finetune.scores import COLUMNS, GAINS, Figures, Scored
+from sam_inspect.finetune.scores import COLUMNS, GAINS, Figures, Scored, named
 from sam_inspect.finetune.tuner import Tuned
 from sam_inspect.images import Rgb, read_image
 from sam_inspect.masks import filled_box
@@ -43,6 +43,7 @@ def write_compare(
     *,
     names: tuple[str, str] = ("untuned", "tuned"),
     title: str = "Tuned against untuned",
+    what: str = "held-out images",
 ) -> Path:
     """compare.html in `out`, worst gain first.
 
@@ -54,6 +55,7 @@ def write_compare(
         good: a good part to show beside; None for none.
         names: what the two are called, first and second.
         title: of the page.
+        what: what the images are called.
 
     Raises:
         OutputError: it cannot be written, or the disk is full.
@@ -70,7 +72,9 @@ def write_compare(
         good=f"{PICTURES}/good.jpg" if good is not None else None,
         figures=figures,
         parts={"all": figures, **figures["per_defect"]},
+        what=what,
         columns=COLUMNS,
+        labels={column: named(column, names) for column in COLUMNS},
         gains=GAINS,
         plots=[_plot(title, lines) for title, lines in curves if any(len(line) > 1 for line in lines.values())],
         style=Markup((Path(__file__).parent / "compare.css").read_text(encoding="utf-8")),

@@ -129,7 +129,7 @@ def as_tables(
     if not count["images"]:
         return []
     measures = list(figures["masks"][COLUMNS[0]])
-    title = f"Masks of {count['images']} held-out images with {count['defects']} defects of {count['groups']} parts"
+    title = f"Masks of {count['images']} images with {count['defects']} defects of {count['groups']} parts"
     masks = [
         [named(column, names), *(_text(figures["masks"][column][name]) for name in measures)] for column in COLUMNS
     ]
