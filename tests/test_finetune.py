@@ -27,7 +27,7 @@ from sam_inspect.finetune.page import write_compare
 from sam_inspect.finetune.probes import Probe, Question, box_errors
 from sam_inspect.finetune.scores import COLUMNS, figures_of, named, scored_masks
 from sam_inspect.finetune.settings import PRESETS, Settings, parse_curve, settings_of
-from sam_inspect.finetune.tuner import Point, Tuned, Tuner, best_point, beyond_noise
+from sam_inspect.finetune.tuner import Point, Tuned, Tuner, best_point, worst_gain
 from sam_inspect.finetune.views import Sizes, TrainingView, Turn, ViewMaker, jittered
 from sam_inspect.localize.boxes import GivenBox, GivenBoxes
 from sam_inspect.masks import filled_box
@@ -351,10 +351,15 @@ def test_what_makes_a_type_worse_never_ships() -> None:
     assert best_point([untuned, point(1, 0.9, -0.01), point(0.5, 0.59, 0.1)]) is untuned
 
 
-def test_noise_is_the_standard_error_where_there_are_images_enough() -> None:
-    assert beyond_noise([-0.03]) == pytest.approx(-0.01)
+def test_noise_is_the_standard_error_over_parts() -> None:
+    alone = [label("a"), label("b")]
+    assert worst_gain([-0.03, -0.03], alone) == (pytest.approx(-0.01), "hole")
+    parts = [label(f"{i}") for i in range(4)]
     gains = [-0.1, 0.0, -0.2, 0.1]
-    assert beyond_noise(gains) == pytest.approx(-0.05 + np.std(gains, ddof=1) / 2)
+    assert worst_gain(gains, parts)[0] == pytest.approx(-0.05 + np.std(gains, ddof=1) / 2)
+    pictures = [label(f"{i}{j}", group=f"{i}") for i in range(4) for j in range(3)]
+    assert worst_gain(np.repeat(gains, 3).tolist(), pictures)[0] == pytest.approx(worst_gain(gains, parts)[0])
+    assert worst_gain([0.5, -0.5], [label("a", "crack"), label("b", "hole")])[1] == "hole"
 
 
 def test_a_tuned_decoder_belongs_to_its_base(sam: MobileSam) -> None:

@@ -27,7 +27,7 @@ from sam_inspect.finetune.page import curve_data, shots_plot, write_compare
 from sam_inspect.finetune.probes import Probe, probe
 from sam_inspect.finetune.scores import GAINS, Figures, Scored, as_tables, figures_of, score_label
 from sam_inspect.finetune.settings import PRESETS, Settings, parse_curve, settings_of
-from sam_inspect.finetune.tuner import MANY_PARTS, Tuned, Tuner, beyond_noise
+from sam_inspect.finetune.tuner import MANY_PARTS, Tuned, Tuner, worst_gain
 from sam_inspect.finetune.views import Sizes, ViewMaker
 from sam_inspect.images import Rgb, read_image
 from sam_inspect.pipeline import Inspector
@@ -128,14 +128,16 @@ def finetune(
 
 def _unless_worse(tuned: Tuned, scored: Sequence[Scored], untuned_choose: ChooseConfig) -> Tuned:
     """The same; without its decoder where the held-out images say that a type came out worse, beyond noise."""
-    gains: dict[str, list[float]] = {}
-    for each in scored:
-        pairs = [each.scores[after].iou - each.scores[before].iou for before, after in GAINS.values()]
-        gains.setdefault(each.label.sample.defect_type, []).append(sum(pairs) / len(pairs))
-    worse = [kind for kind, values in gains.items() if beyond_noise(values, FEW_HELD_OUT) < 0]
-    if not worse or not tuned.decoder:
+    if not scored or not tuned.decoder:
         return tuned
-    word = f"worse on held-out {', '.join(worse)} beyond noise: the untuned decoder stays ({tuned.word})"
+    gains = [
+        sum(each.scores[after].iou - each.scores[before].iou for before, after in GAINS.values()) / len(GAINS)
+        for each in scored
+    ]
+    worst, kind = worst_gain(gains, [each.label for each in scored], FEW_HELD_OUT)
+    if worst >= 0:
+        return tuned
+    word = f"worse on held-out {kind} beyond noise: the untuned decoder stays ({tuned.word})"
     return replace(tuned, decoder={}, choose=untuned_choose, word=word)
 
 

@@ -233,11 +233,10 @@ class Tuner:
         ious: Mapping[int, NDArray[np.float64]],
         untuned: Mapping[int, NDArray[np.float64]],
     ) -> Point:
-        gains: dict[str, list[float]] = {}
-        for index, iou in ious.items():
-            gains.setdefault(self.labels[index].sample.defect_type, []).append(float((iou - untuned[index]).mean()))
+        gains = [float((iou - untuned[index]).mean()) for index, iou in ious.items()]
+        worst, _ = worst_gain(gains, [self.labels[index] for index in ious])
         boxes, found = np.mean(list(ious.values()), axis=0)
-        return Point(*key, float(boxes), float(found), min(beyond_noise(gain) for gain in gains.values()))
+        return Point(*key, float(boxes), float(found), worst)
 
     def ious(self, index: int, sam: Sam, choose: ChooseConfig | None = None) -> NDArray[np.float64]:
         """(2,) IoU of one label's masks in its ground-truth boxes, and in the localizer's regions."""
@@ -324,10 +323,26 @@ def best_point(points: Sequence[Point]) -> Point:
     return max((point for point in points if point.share == 0 or point.worst >= 0), key=lambda point: point.iou)
 
 
-def beyond_noise(gains: Sequence[float], few: float = NOISE) -> float:
-    """The mean gain and its standard error; for fewer than three images `few` instead of that."""
-    noise = float(np.std(gains, ddof=1) / np.sqrt(len(gains))) if len(gains) >= FEW else few
-    return float(np.mean(gains)) + noise
+def worst_gain(gains: Sequence[float], labels: Sequence[Label], few: float = NOISE) -> tuple[float, str]:
+    """Of all defect types the least mean gain beyond noise, and the type; below 0 it came out worse.
+
+    Noise is the standard error over parts: pictures of one part come out alike. For fewer than three parts it is `few`.
+
+    Args:
+        gains: (n,) what each image gained.
+        labels: (n,) the images.
+        few: of a gain.
+    """
+    by_type: dict[str, dict[str, list[float]]] = {}
+    for gain, label in zip(gains, labels, strict=True):
+        by_type.setdefault(label.sample.defect_type, {}).setdefault(label.group, []).append(gain)
+    return min((_beyond_noise(list(groups.values()), few), kind) for kind, groups in by_type.items())
+
+
+def _beyond_noise(gains_of_parts: Sequence[Sequence[float]], few: float) -> float:
+    means = [float(np.mean(gains)) for gains in gains_of_parts]
+    noise = float(np.std(means, ddof=1) / np.sqrt(len(means))) if len(means) >= FEW else few
+    return float(np.mean(np.concatenate(gains_of_parts))) + noise
 
 
 def _keep(path: Path, trained: Trained) -> None:
