@@ -243,7 +243,7 @@ def conclude(
     return write_page(
         pictures.out,
         inspections,
-        calibration_scores=recipe.calibration_scores if recipe and inspector.boxes is None else None,
+        calibration_scores=recipe.calibration_scores if recipe and inspector.threshold is not None else None,
         recipe_name=recipe.folder.name if recipe else None,
         names=pictures.names,
         **shown,
