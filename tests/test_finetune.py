@@ -351,6 +351,11 @@ def test_what_makes_a_type_worse_never_ships() -> None:
     assert best_point([untuned, point(1, 0.9, -0.01), point(0.5, 0.59, 0.1)]) is untuned
 
 
+def test_of_decoders_alike_the_one_nearest_to_the_untuned_ships() -> None:
+    points = [point(0, 0.6, 0), point(1, 0.7, 0), point(0.5, 0.695, 0), point(0.3, 0.68, 0)]
+    assert best_point(points).share == 0.5
+
+
 def test_noise_is_the_standard_error_over_parts() -> None:
     alone = [label("a"), label("b")]
     assert worst_gain([-0.03, -0.03], alone) == (pytest.approx(-0.01), "hole")

@@ -42,6 +42,7 @@ UNVALIDATED_SHARE = 0.5
 PARTS, MANY_PARTS, MANY = 2, 5, 30
 FEW = 3
 NOISE = 0.02
+ALIKE = 0.01
 GOOD_VIEWS = 2
 PREDICTED_IOUS, LEAST_SHARES, WORTH = (0.1, 0.3, 1.0), (0.4, 0.45, 0.5, 0.55, 0.6), 0.01
 TIMED_STEPS = 5
@@ -315,15 +316,25 @@ class Tuner:
 
 
 def best_point(points: Sequence[Point]) -> Point:
-    """Of the decoders that make no type worse, the one with the highest mean IoU; the untuned one where none is better.
+    """Of the decoders that make no type worse the best; the untuned one where none is better.
+
+    Among those whose mean IoU is within 0.01 of the best, the one with the least share and then the fewest steps: a few
+    labels do not tell them apart, and what is nearer to the untuned decoder spoils less of what they do not show.
 
     Args:
         points: the untuned one first.
     """
-    return max((point for point in points if point.share == 0 or point.worst >= 0), key=lambda point: point.iou)
+    allowed = [point for point in points[1:] if point.worst >= 0]
+    highest = max((point.iou for point in allowed), default=-1.0)
+    if highest <= points[0].iou:
+        return points[0]
+    alike = (point for point in allowed if point.iou >= highest - ALIKE)
+    return min(alike, key=lambda point: (point.share, point.steps))
 
 
-def worst_gain(gains: Sequence[float], labels: Sequence[Label], few: float = NOISE) -> tuple[float, str]:
+def worst_gain(
+    gains: Sequence[float], labels: Sequence[Label], few: float = NOISE, errors: float = 1
+) -> tuple[float, str]:
     """Of all defect types the least mean gain beyond noise, and the type; below 0 it came out worse.
 
     Noise is the standard error over parts: pictures of one part come out alike. For fewer than three parts it is `few`.
@@ -332,16 +343,17 @@ def worst_gain(gains: Sequence[float], labels: Sequence[Label], few: float = NOI
         gains: (n,) what each image gained.
         labels: (n,) the images.
         few: of a gain.
+        errors: standard errors that count as noise; 2 for 95 % confidence.
     """
     by_type: dict[str, dict[str, list[float]]] = {}
     for gain, label in zip(gains, labels, strict=True):
         by_type.setdefault(label.sample.defect_type, {}).setdefault(label.group, []).append(gain)
-    return min((_beyond_noise(list(groups.values()), few), kind) for kind, groups in by_type.items())
+    return min((_beyond_noise(list(groups.values()), few, errors), kind) for kind, groups in by_type.items())
 
 
-def _beyond_noise(gains_of_parts: Sequence[Sequence[float]], few: float) -> float:
+def _beyond_noise(gains_of_parts: Sequence[Sequence[float]], few: float, errors: float) -> float:
     means = [float(np.mean(gains)) for gains in gains_of_parts]
-    noise = float(np.std(means, ddof=1) / np.sqrt(len(means))) if len(means) >= FEW else few
+    noise = errors * float(np.std(means, ddof=1) / np.sqrt(len(means))) if len(means) >= FEW else few
     return float(np.mean(np.concatenate(gains_of_parts))) + noise
 
 
