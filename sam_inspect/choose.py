@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.config import ChooseConfig
-from sam_inspect.masks import intersection_px, on_crop, on_image, resize_window, tight, without_specks, work_hw
+from sam_inspect.masks import box_iou, intersection_px, on_crop, on_image, resize_window, tight, without_specks, work_hw
 from sam_inspect.records import Box, Candidates, CropMask, Localization, Outline, Region, View
 
 VOTE_TEMPERATURE = 0.1
@@ -72,9 +72,7 @@ def _agreements(candidates: Candidates, region: Region, evidence: Map | None) ->
     rows, columns = _low_res_hw(candidates.view)
     masks = candidates.low_res_logits[:, :rows, :columns] > 0
     if evidence is None:
-        return np.array(
-            [_box_iou(_box(mask, candidates.view), region.box_xyxy) if mask.any() else -1 for mask in masks]
-        )
+        return np.array([box_iou(_box(mask, candidates.view), region.box_xyxy) if mask.any() else -1 for mask in masks])
     expected = cv2.resize(evidence, (columns, rows), interpolation=cv2.INTER_AREA)
     shared = np.array([expected[mask].sum() for mask in masks], np.float64)
     areas = masks.sum((1, 2))
@@ -103,12 +101,6 @@ def _box(mask: NDArray[np.bool_], view: View) -> tuple[float, float, float, floa
     x_px, y_px = (4 * crop / shown for crop, shown in zip(view.crop_hw[::-1], view.input_hw[::-1], strict=True))
     x0, y0 = view.crop_xyxy[:2]
     return x0 + left * x_px, y0 + top * y_px, x0 + (left + width) * x_px, y0 + (top + height) * y_px
-
-
-def _box_iou(a: Sequence[float], b: Sequence[float]) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0, width) * max(0, height)
-    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
 def _without_duplicates(outlines: Sequence[Outline], most_iou: float) -> list[Outline]:

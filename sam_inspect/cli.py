@@ -26,6 +26,11 @@ app.add_typer(weights_app, name="weights")
 
 Recipe = Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="Folder of the recipe.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="Folder for the results.")]
+Labelled = Annotated[Path, typer.Argument(metavar="DATA", help="Folder in MVTec layout, with test and ground_truth.")]
+Groups = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="CSV of image,group: pictures of one part, for intervals by part."),
+]
 Rate = Annotated[
     float | None,
     typer.Option(
@@ -133,7 +138,7 @@ def inspect(
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder in MVTec layout, with test and ground_truth.")],
+    data: Labelled,
     recipe: Recipe,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there as JSON.")
@@ -141,10 +146,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write results, pictures and a report there, with the figures.")
     ] = None,
-    groups: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="CSV of image,group: pictures of one part, for intervals by part."),
-    ] = None,
+    groups: Groups = None,
     device: Device = "auto",
     quiet: Quiet = False,
     json_logs: JsonLogs = False,
@@ -242,12 +244,9 @@ def finetune(
 def compare(
     recipe_a: Annotated[Path, typer.Argument(metavar="RECIPE_A", help="Folder of the one recipe.")],
     recipe_b: Annotated[Path, typer.Argument(metavar="RECIPE_B", help="Folder of the other one.")],
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder in MVTec layout, with test and ground_truth.")],
+    data: Labelled,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for compare.html.")] = Path("compare"),
-    groups: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="CSV of image,group: pictures of one part, for intervals by part."),
-    ] = None,
+    groups: Groups = None,
     device: Device = "auto",
     quiet: Quiet = False,
     json_logs: JsonLogs = False,

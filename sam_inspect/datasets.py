@@ -9,7 +9,7 @@ ground_truth/TYPE/*   for STEM.png there, STEM_mask.png or STEM.png, the defect 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,18 +118,51 @@ def read_groups(file: Path) -> dict[str, str]:
     Raises:
         DatasetError: the file cannot be read, lacks a column or a value, or names an image twice.
     """
+    groups: dict[str, str] = {}
+    for line, row in csv_rows(file, "image", "group"):
+        _add_group(groups, row["image"], row["group"], f"{file}: line {line}")
+    return groups
+
+
+def csv_rows(file: Path, *wanted: str) -> Iterator[tuple[int, dict[str, str | None]]]:
+    """Each row of a CSV by its columns' names, with the number of its line.
+
+    Raises:
+        DatasetError: the file cannot be read, or lacks a wanted column.
+    """
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             rows = csv.DictReader(lines)
             columns = list(rows.fieldnames or [])
-            if not {"image", "group"} <= set(columns):
-                raise DatasetError(f"{file}: its columns are {columns}", "begin it with the line image,group")
-            groups: dict[str, str] = {}
+            if not set(wanted) <= set(columns):
+                raise DatasetError(f"{file}: its columns are {columns}", f"begin it with the line {','.join(wanted)}")
             for row in rows:
-                _add_group(groups, row["image"], row["group"], f"{file}: line {rows.line_num}")
+                yield rows.line_num, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{file}: cannot be read ({error})", "give a CSV file of image,group, in UTF-8") from error
-    return groups
+        raise DatasetError(
+            f"{file}: cannot be read ({error})", f"give a CSV file of {','.join(wanted)}, in UTF-8"
+        ) from error
+
+
+def groups_of(data: Path, groups: Path | None, names: Sequence[str]) -> dict[str, str] | None:
+    """Group of each image that has one, by its path from the data folder; None where no groups are known.
+
+    Args:
+        data: the data folder.
+        groups: the CSV; by default groups.csv in `data` where there is one.
+        names: the images, `/` between.
+
+    Raises:
+        DatasetError: as `read_groups`, or it names none of the images.
+    """
+    file = groups or data / GROUPS
+    if groups is None and not file.exists():
+        return None
+    known = read_groups(file)
+    found = {name: known[name] for name in names if name in known}
+    if not found:
+        raise DatasetError(f"{file}: names none of the test images", f"name them as {names[0]}")
+    return found
 
 
 def _add_group(groups: dict[str, str], image: str | None, group: str | None, where: str) -> None:

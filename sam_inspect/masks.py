@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import cv2
@@ -60,6 +60,13 @@ def window(mask: CropMask, box_xyxy: Box) -> Mask:
         shared = mask.pixels[top - my0 : bottom - my0, left - mx0 : right - mx0]
         out[top - y0 : bottom - y0, left - x0 : right - x0] = shared
     return out
+
+
+def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two boxes (x0, y0, x1, y1)."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(0, width) * max(0, height)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
 def filled_box(box_xyxy: Box) -> CropMask:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam_inspect.batch import conclude
-from sam_inspect.datasets import GROUPS, Sample, check_ground_truth, read_groups, test_samples
+from sam_inspect.datasets import Sample, check_ground_truth, groups_of, test_samples
 from sam_inspect.errors import DatasetError, UsageError
 from sam_inspect.evaluate.columns import COLUMNS, Case, case_of, score_boxes, score_heatmap, score_inspection
 from sam_inspect.evaluate.figures import Figures, figures_of, intervals_of, oracle_threshold, seconds_of
@@ -129,16 +129,9 @@ def _scored(inspector: Inspector, threshold: float, sample: Sample, inspection: 
 
 def _groups(data: Path, groups: Path | None, samples: Sequence[Sample]) -> dict[str, str] | None:
     """Group by the path of each test image that has one; None where no groups are known."""
-    file = groups or data / GROUPS
-    if groups is None and not file.exists():
-        return None
-    known = read_groups(file)
-    names = {str(sample.image): sample.image.relative_to(data).as_posix() for sample in samples}
-    found = {path: known[name] for path, name in names.items() if name in known}
-    if not found:
-        example = next(iter(names.values()))
-        raise DatasetError(f"{file}: names none of the test images", f"name them as {example}")
-    return found
+    names = {sample.image.relative_to(data).as_posix(): str(sample.image) for sample in samples}
+    found = groups_of(data, groups, list(names))
+    return None if found is None else {names[name]: group for name, group in found.items()}
 
 
 @contextmanager

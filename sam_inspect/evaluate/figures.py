@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sam_inspect import metrics
 from sam_inspect.datasets import GOOD
 from sam_inspect.evaluate.columns import COLUMNS, Case
-from sam_inspect.metrics import PixelRanks, count_good, region_shares
+from sam_inspect.metrics import MaskScore, PixelRanks, count_good, region_shares
 from sam_inspect.progress import Progress
 
 Figures = dict[str, Any]
@@ -121,16 +121,26 @@ def _measures(ranks: PixelRanks) -> Figures:
 def _mask_figures(cases: Sequence[Case], column: str) -> Figures:
     """Means over the images with ground truth, shares over their defects; false defects count on good images too."""
     scored = [case.columns[column] for case in cases if column in case.columns and case.is_outlined]
-    best = np.concatenate([np.zeros(0), *(score.masks.best_ious for score in scored)])
     predicted = sum(case.columns[column].masks.predicted for case in cases if column in case.columns)
+    means = mask_means([score.masks for score in scored], predicted)
+    return means | {"seconds": _mean([score.seconds for score in scored])}
+
+
+def mask_means(scores: Sequence[MaskScore], predicted: int) -> Figures:
+    """Means over images, shares over their defects.
+
+    Args:
+        scores: of the images with ground truth.
+        predicted: masks on all images, good ones too.
+    """
+    best = np.concatenate([np.zeros(0), *(score.best_ious for score in scores)])
     return {
-        "mean_iou": _mean([score.masks.iou for score in scored]),
-        "mean_dice": _mean([score.masks.dice for score in scored]),
-        "boundary_iou": _mean([score.masks.boundary_iou for score in scored]),
+        "mean_iou": _mean([score.iou for score in scores]),
+        "mean_dice": _mean([score.dice for score in scores]),
+        "boundary_iou": _mean([score.boundary_iou for score in scores]),
         "iou_over_75": metrics.share_over(best, 0.75),
         "iou_over_90": metrics.share_over(best, 0.9),
-        "region_f1": metrics.region_f1(best, predicted) if scored else None,
-        "seconds": _mean([score.seconds for score in scored]),
+        "region_f1": metrics.region_f1(best, predicted) if scores else None,
     }
 
 

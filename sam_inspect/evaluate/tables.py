@@ -55,11 +55,12 @@ def _table(title: str, rows: Mapping[str, Row]) -> Table:
     return (
         title,
         ["", *columns],
-        [[name, *(_text(row.get(column)) for column in columns)] for name, row in rows.items()],
+        [[name, *(text_of(row.get(column)) for column in columns)] for name, row in rows.items()],
     )
 
 
-def _text(value: float | int | None) -> str:
+def text_of(value: float | int | None, sign: bool = False) -> str:
+    """A cell: three decimals, with its sign where asked for; counts as they are, `-` for what is not defined."""
     if value is None:
         return "-"
-    return str(value) if isinstance(value, int) else f"{value:.3f}"
+    return str(value) if isinstance(value, int) else f"{value:{'+' if sign else ''}.3f}"

@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -20,12 +21,13 @@ from typing import Any
 from sam_inspect.config import ChooseConfig
 from sam_inspect.datasets import good_images
 from sam_inspect.errors import ConfigError, DatasetError, ImageError
+from sam_inspect.evaluate.figures import Figures
 from sam_inspect.files import make_folder, write_text
 from sam_inspect.finetune.embeddings import CachedEncoder
 from sam_inspect.finetune.labels import Fold, Label, draw_shots, read_labels, read_split, split, write_split
 from sam_inspect.finetune.page import curve_data, shots_plot, write_compare
 from sam_inspect.finetune.probes import Probe, probe
-from sam_inspect.finetune.scores import GAINS, Figures, Scored, as_tables, figures_of, score_label
+from sam_inspect.finetune.scores import GAINS, Scored, as_tables, figures_of, score_label
 from sam_inspect.finetune.settings import PRESETS, Settings, parse_curve, settings_of
 from sam_inspect.finetune.tuner import MANY_PARTS, Tuned, Tuner, worst_gain
 from sam_inspect.finetune.views import Sizes, ViewMaker
@@ -33,7 +35,6 @@ from sam_inspect.images import Rgb, read_image
 from sam_inspect.pipeline import Inspector
 from sam_inspect.progress import Progress
 from sam_inspect.recipe import BASE, UNTUNED_CHOOSE, save_decoder
-from sam_inspect.report.page import script_json
 from sam_inspect.segment.sam import Sam
 
 __all__ = ["PRESETS", "Plan", "Settings", "as_tables", "finetune", "parse_curve", "settings_of"]
@@ -99,7 +100,8 @@ def finetune(
     out = make_folder(folder / FOLDER)
     bench = _Bench.of(inspector, data, plan, progress)
     tuner = bench.tuner(settings, out / FITS, data)
-    folds = bench.folds(plan, settings.seed)
+    whole = bench.whole_folds(plan, settings.seed)
+    folds = [bench.drawn(fold, plan.shots, settings.seed) for fold in whole]
     if plan.minutes is not None:
         tuner.limit(folds[0].train, 60 * plan.minutes / plan.fits(settings.guard), progress)
     write_split(out / SPLIT, bench.labels, folds)
@@ -110,15 +112,15 @@ def finetune(
     figures = figures_of(scored) | {
         "chosen": shipped.word,
         "folds": [_facts_of(run, fold) for run, fold in zip(runs, folds, strict=True)],
-        "curve": bench.curve(plan, tuner, progress),
+        "curve": bench.curve(plan.curve, whole, tuner, progress),
         "settings": tuner.settings.model_dump(),
         "seconds": {"total": time.monotonic() - start, "encode": bench.encoder.seconds},
         "embeddings": {"encoded": bench.encoder.encoded, "found": bench.encoder.found},
     }
-    facts = _decoder_facts(inspector, data, tuner.settings, shipped, bench, plan)
+    facts = _decoder_facts(bench, data, tuner.settings, shipped, plan)
     config = inspector.config.model_copy(update={"choose": shipped.choose})
     save_decoder(folder, shipped.decoder, facts, config)
-    write_text(out / FIGURES, script_json(figures) + "\n")
+    write_text(out / FIGURES, json.dumps(figures, indent=2) + "\n")
     plots = curve_data(runs if shipped is runs[0] else [*runs, shipped])
     plots += [shots_plot(figures["curve"])] if figures["curve"] else []
     page = write_compare(out, scored, figures, plots, first_good(data))
@@ -163,13 +165,16 @@ class _Bench:
 
     def tuner(self, settings: Settings, fits: Path, data: Path) -> Tuner:
         maker = ViewMaker(self.encoder, Sizes.of(self.inspector.config.prompt, self.sam))
-        good = _good_parts(data) if settings.empty else []
+        good = list(islice(good_parts(data), GOOD_PARTS)) if settings.empty else []
         return Tuner(self.sam, self.probes, maker, good, self.inspector.config.choose, settings, fits)
 
-    def folds(self, plan: Plan, seed: int) -> list[Fold]:
-        """Train and test of each fold, no more shots in train than the plan says."""
-        whole = read_split(plan.split, self.labels) if plan.split else split(self.labels, plan.folds, seed)
-        return [Fold(draw_shots(self.labels, fold.train, plan.shots, seed), fold.test) for fold in whole]
+    def whole_folds(self, plan: Plan, seed: int) -> list[Fold]:
+        """All that may be learned from, and what is scored, of each fold."""
+        return read_split(plan.split, self.labels) if plan.split else split(self.labels, plan.folds, seed)
+
+    def drawn(self, fold: Fold, shots: int | None, seed: int) -> Fold:
+        """The same fold, so many labels in its train."""
+        return Fold(draw_shots(self.labels, fold.train, shots, seed), fold.test)
 
     def all_shots(self, plan: Plan, seed: int) -> tuple[int, ...]:
         return draw_shots(self.labels, range(len(self.labels)), plan.shots, seed)
@@ -184,20 +189,17 @@ class _Bench:
             for number, index in progress(places, "score held-out labels", len(places))
         ]
 
-    def curve(self, plan: Plan, tuner: Tuner, progress: Progress) -> list[dict[str, Any]]:
+    def curve(
+        self, curve: Sequence[int], folds: Sequence[Fold], tuner: Tuner, progress: Progress
+    ) -> list[dict[str, Any]]:
         """For each number of shots the mean IoU on the same held-out images, that of no shot first."""
-        if not plan.curve:
-            return []
-        seed = tuner.settings.seed
-        whole = read_split(plan.split, self.labels) if plan.split else split(self.labels, plan.folds, seed)
-        return [self._point(shots, whole, tuner, progress) for shots in (0, *sorted(set(plan.curve)))]
+        return [self._point(shots, folds, tuner, progress) for shots in (0, *sorted(set(curve)))] if curve else []
 
     def _point(self, shots: int, folds: Sequence[Fold], tuner: Tuner, progress: Progress) -> dict[str, Any]:
         ious = []
         for number, fold in enumerate(folds):
-            train = draw_shots(self.labels, fold.train, shots, tuner.settings.seed)
             name = f"{shots} labels, fold {number + 1}"
-            run = tuner.tune(train, name, progress) if shots else None
+            run = tuner.tune(self.drawn(fold, shots, tuner.settings.seed).train, name, progress) if shots else None
             sam, choose = (tuner.sam_with(run.decoder), run.choose) if run else (self.sam, tuner.choose)
             ious += [tuner.ious(index, sam, choose) * (1, self.probes[index].detected) for index in fold.test]
         boxes, refined = (float(sum(values) / len(ious)) for values in zip(*ious, strict=True)) if ious else (0.0, 0.0)
@@ -206,22 +208,20 @@ class _Bench:
 
 def first_good(data: Path) -> Rgb | None:
     """A good part, to show beside the defective ones."""
-    return next((image for _, image in _good_parts(data)), None)
+    return next((image for _, image in good_parts(data)), None)
 
 
-def _good_parts(data: Path) -> list[tuple[str, Rgb]]:
-    """A few good parts, evenly over the folder; none where there is none."""
+def good_parts(data: Path) -> Iterator[tuple[str, Rgb]]:
+    """Good parts evenly over the folder, each read when it is asked for; none where there is none."""
     try:
         files = good_images(data)
     except DatasetError:
-        return []
-    found = []
+        return
     for file in islice(files, 0, None, max(1, len(files) // GOOD_PARTS)):
         try:
-            found.append((file.name, read_image(file)))
+            yield file.name, read_image(file)
         except ImageError as error:
             log.warning("%s; left out", error)
-    return found[:GOOD_PARTS]
 
 
 def _facts_of(run: Tuned, fold: Fold) -> dict[str, Any]:
@@ -235,14 +235,12 @@ def _facts_of(run: Tuned, fold: Fold) -> dict[str, Any]:
     }
 
 
-def _decoder_facts(
-    inspector: Inspector, data: Path, settings: Settings, shipped: Tuned, bench: _Bench, plan: Plan
-) -> dict[str, Any]:
+def _decoder_facts(bench: _Bench, data: Path, settings: Settings, shipped: Tuned, plan: Plan) -> dict[str, Any]:
     """What an auditor asks of a tuned decoder."""
     return {
         BASE: bench.sam.sha256,
-        UNTUNED_CHOOSE: inspector.config.choose.model_dump(),
-        "base": inspector.config.segmenter.name,
+        UNTUNED_CHOOSE: bench.inspector.config.choose.model_dump(),
+        "base": bench.inspector.config.segmenter.name,
         "chosen": shipped.word,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,

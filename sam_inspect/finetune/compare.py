@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from sam_inspect.errors import UsageError
 from sam_inspect.evaluate.columns import classical_masks
+from sam_inspect.evaluate.figures import Figures
 from sam_inspect.files import make_folder, write_text
 from sam_inspect.finetune import FIGURES, first_good
 from sam_inspect.finetune.labels import Label, read_labels
 from sam_inspect.finetune.page import write_compare
-from sam_inspect.finetune.scores import Figures, Scored, figures_of, scored_masks
+from sam_inspect.finetune.scores import Scored, figures_of, scored_masks
 from sam_inspect.images import read_image
 from sam_inspect.pipeline import Inspector
 from sam_inspect.progress import Progress
-from sam_inspect.report.page import script_json
 
 
 def compare(
@@ -52,7 +53,7 @@ def compare(
     make_folder(out)
     scored = [_scored(label, *inspectors) for label in progress(labels, "inspect with both", len(labels))]
     figures = figures_of(scored)
-    write_text(out / FIGURES, script_json(figures) + "\n")
+    write_text(out / FIGURES, json.dumps(figures, indent=2) + "\n")
     names = (recipe_a.name, recipe_b.name)
     title = f"{names[0]} against {names[1]}"
     good = first_good(data)

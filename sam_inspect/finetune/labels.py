@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import warnings
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
 
-from sam_inspect.datasets import GROUPS, Sample, check_ground_truth, read_groups, read_gt_mask, test_samples
+from sam_inspect.datasets import Sample, check_ground_truth, csv_rows, groups_of, read_gt_mask, test_samples
 from sam_inspect.errors import DatasetError, ImageError
 from sam_inspect.files import write_text
 from sam_inspect.images import read_image, read_size
@@ -69,8 +70,7 @@ def read_labels(data: Path, groups: Path | None = None) -> list[Label]:
     """
     samples = [sample for sample in test_samples(data) if sample.mask_path is not None]
     check_ground_truth(samples)
-    file = groups or data / GROUPS
-    known = read_groups(file) if groups is not None or file.exists() else {}
+    known = groups_of(data, groups, [sample.image.relative_to(data).as_posix() for sample in samples]) or {}
     labels = [label for sample in samples if (label := _label(sample, data, known)) is not None]
     if not labels:
         raise DatasetError(f"{data}: none of its {len(samples)} labelled images can be used", "see the warnings above")
@@ -157,7 +157,8 @@ def read_split(file: Path, labels: Sequence[Label]) -> list[Fold]:
     """
     places = {label.name: place for place, label in enumerate(labels)}
     parts: dict[str, list[int]] = {part: [] for part in PARTS}
-    for line, (name, part) in _rows(file):
+    for line, row in csv_rows(file, "image", "part"):
+        name, part = row["image"] or "", row["part"] or ""
         if name not in places:
             raise DatasetError(f"{file}: line {line}: {name} is no labelled image", "give paths from the data folder")
         if part not in parts:
@@ -170,28 +171,14 @@ def read_split(file: Path, labels: Sequence[Label]) -> list[Fold]:
     return [Fold(tuple(parts["train"]), tuple(parts["test"]))]
 
 
-def _rows(file: Path) -> list[tuple[int, tuple[str, str]]]:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            rows = csv.DictReader(lines)
-            if not {"image", "part"} <= set(rows.fieldnames or []):
-                raise DatasetError(f"{file}: its columns are {rows.fieldnames}", "begin it with the line image,part")
-            return [(rows.line_num, (row["image"] or "", row["part"] or "")) for row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{file}: cannot be read ({error})", "give a CSV file of image,part, in UTF-8") from error
-
-
 def write_split(file: Path, labels: Sequence[Label], folds: Sequence[Fold]) -> None:
     """Says of every label and fold whether it was learned from, scored or unused. Raises OutputError."""
-    lines = [",".join(SPLIT_COLUMNS)]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(SPLIT_COLUMNS)
     for number, fold in enumerate(folds):
         train, test = set(fold.train), set(fold.test)
         for place, label in enumerate(labels):
             part = "train" if place in train else "test" if place in test else "unused"
-            kind = label.sample.defect_type
-            lines.append(",".join(_quoted(value) for value in (label.name, label.group, kind, str(number), part)))
-    write_text(file, "\n".join(lines) + "\n")
-
-
-def _quoted(value: str) -> str:
-    return '"' + value.replace('"', '""') + '"' if any(mark in value for mark in ',"\n') else value
+            table.writerow([label.name, label.group, label.sample.defect_type, number, part])
+    write_text(file, text.getvalue())

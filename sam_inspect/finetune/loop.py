@@ -128,14 +128,14 @@ class _Fit:
         points = batch.clicks(batch.truth, rng) if kind == "points" else None
         boxes = batch.boxes if kind == "box" else None
         logits, iou = self._decode(batch, points, boxes, None)
-        loss = self._of_masks(logits, iou, batch, single=kind == "box")
+        loss = self._of_masks(logits, iou, batch)
         if self.settings.prompt == "both" and rng.random() < CLICK_AGAIN:
             single = logits[:, :1].detach()
             wrong = ((single > 0).float() - batch.truth).abs() * batch.valid
             again = batch.clicks(wrong, rng)
             known = again if points is None else tuple(torch.cat(pair, 1) for pair in zip(points, again, strict=True))
             logits, iou = self._decode(batch, known, boxes, single)
-            loss = (loss + self._of_masks(logits, iou, batch, single=True)) / 2
+            loss = (loss + self._of_masks(logits, iou, batch)) / 2
         return loss
 
     def _decode(
@@ -147,7 +147,7 @@ class _Fit:
             image_pe = encoder.get_dense_pe()
         return decode_each(self.decoder, batch.embeddings, image_pe, sparse, dense)
 
-    def _of_masks(self, logits: Tensor, iou: Tensor, batch: _Batch, single: bool) -> Tensor:
+    def _of_masks(self, logits: Tensor, iou: Tensor, batch: _Batch) -> Tensor:
         """The single mask's loss, the best of three's beside it, and that of the IoU head."""
         losses = LOSSES[self.settings.loss](logits, batch.truth, batch.valid)
         loss = losses[:, 0].mean()

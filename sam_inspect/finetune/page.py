@@ -6,27 +6,28 @@ One file that needs no network, its photographs beside it under pictures/; masks
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import cv2
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from sam_inspect.evaluate.figures import Figures
 from sam_inspect.files import make_folder, write_bytes, write_text
-from sam_inspect.finetune.scores import COLUMNS, GAINS, Figures, Scored, named
+from sam_inspect.finetune.scores import COLUMNS, GAINS, Scored, named
 from sam_inspect.finetune.tuner import Tuned
 from sam_inspect.images import Rgb, read_image
 from sam_inspect.masks import filled_box
 from sam_inspect.records import CropMask
 from sam_inspect.report.names import output_names
 from sam_inspect.report.overlays import thumbnail
-from sam_inspect.report.page import svg_path
+from sam_inspect.report.page import svg_path, template
+from sam_inspect.report.pictures import encode_rgb
 
+HERE = Path(__file__).parent
 PAGE, PICTURES = "compare.html", "pictures"
 LONG_SIDE_PX = 480
 JPEG_QUALITY = 88
@@ -65,7 +66,7 @@ def write_compare(
         _write_picture(out / PICTURES / "good.jpg", good)
     files = output_names([each.label.name for each in scored])
     rows = [_row(out, each, files[each.label.name]) for each in scored]
-    text = _template().render(
+    text = template(HERE / "compare.html.jinja").render(
         title=title,
         names=names,
         rows=sorted(rows, key=lambda row: row["gain"]),
@@ -77,7 +78,7 @@ def write_compare(
         labels={column: named(column, names) for column in COLUMNS},
         gains=GAINS,
         plots=[_plot(title, lines) for title, lines in curves if any(len(line) > 1 for line in lines.values())],
-        style=Markup((Path(__file__).parent / "compare.css").read_text(encoding="utf-8")),
+        style=Markup((HERE / "compare.css").read_text(encoding="utf-8")),
     )
     write_text(out / PAGE, text)
     return out / PAGE
@@ -170,13 +171,5 @@ def _path(masks: Sequence[CropMask], original_hw: tuple[int, int]) -> str:
 
 
 def _write_picture(path: Path, image: Rgb) -> None:
-    small = cv2.cvtColor(thumbnail(image, LONG_SIDE_PX), cv2.COLOR_RGB2BGR)
-    _, encoded = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    write_bytes(path, encoded.tobytes())
-
-
-@cache
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("compare.html.jinja")
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    write_bytes(path, encode_rgb(".jpg", thumbnail(image, LONG_SIDE_PX), options))

@@ -19,7 +19,7 @@ from sam_inspect.finetune.embeddings import CachedEncoder, Embedded
 from sam_inspect.finetune.labels import Label
 from sam_inspect.images import Rgb, read_image
 from sam_inspect.localize.boxes import GivenBox, GivenBoxes
-from sam_inspect.masks import union
+from sam_inspect.masks import box_iou, union
 from sam_inspect.pipeline import Inspector
 from sam_inspect.prompt import find_regions, plan_views
 from sam_inspect.records import Box, Candidates, CropMask, Localization, View
@@ -125,7 +125,7 @@ def box_errors(probes: Sequence[Probe]) -> Errors:
         for each in probes
         for region in each.found.localization.regions
         for defect in each.label.defects
-        if _overlap(region.box_xyxy, defect.box_xyxy) > SAME_IOU
+        if box_iou(region.box_xyxy, defect.box_xyxy) > SAME_IOU
     ]
     return np.clip(np.array(errors, np.float32).reshape(-1, 4), -1, 1)
 
@@ -133,9 +133,3 @@ def box_errors(probes: Sequence[Probe]) -> Errors:
 def _error(box: Box, true: Box) -> list[float]:
     sides = (true[2] - true[0], true[3] - true[1]) * 2
     return [(a - b) / side for a, b, side in zip(box, true, sides, strict=True)]
-
-
-def _overlap(a: Box, b: Box) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0, width) * max(0, height)
-    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)

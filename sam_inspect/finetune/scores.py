@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.config import ChooseConfig
 from sam_inspect.evaluate.columns import classical_masks
+from sam_inspect.evaluate.figures import Figures, mask_means
+from sam_inspect.evaluate.tables import Table, text_of
 from sam_inspect.finetune.labels import Label
 from sam_inspect.finetune.probes import Probe
 from sam_inspect.images import read_image
 from sam_inspect.masks import union
-from sam_inspect.metrics import MaskScore, mean_interval, region_f1, resample_groups, score_masks, share_over
+from sam_inspect.metrics import MaskScore, mean_interval, resample_groups, score_masks
 from sam_inspect.records import CropMask
 from sam_inspect.segment.sam import Sam
 
@@ -29,7 +30,6 @@ COLUMNS = (
     "refined_tuned",
 )
 GAINS = {"gt_boxes": ("gt_boxes_untuned", "gt_boxes_tuned"), "refined": ("refined_untuned", "refined_tuned")}
-Figures = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,17 +99,7 @@ def _part(scored: Sequence[Scored]) -> Figures:
 
 
 def _means(scores: Sequence[MaskScore]) -> Figures:
-    best = np.concatenate([np.zeros(0), *(score.best_ious for score in scores)])
-    means = {
-        "mean_iou": [score.iou for score in scores],
-        "mean_dice": [score.dice for score in scores],
-        "boundary_iou": [score.boundary_iou for score in scores],
-    }
-    return {name: float(np.mean(values)) if values else None for name, values in means.items()} | {
-        "iou_over_75": share_over(best, 0.75),
-        "iou_over_90": share_over(best, 0.9),
-        "region_f1": region_f1(best, sum(score.predicted for score in scores)) if scores else None,
-    }
+    return mask_means(scores, sum(score.predicted for score in scores))
 
 
 def _gain(scored: Sequence[Scored], before: str, after: str) -> Figures:
@@ -121,9 +111,7 @@ def _gain(scored: Sequence[Scored], before: str, after: str) -> Figures:
     return {"mean": float(gains.mean()), "from": low, "to": high}
 
 
-def as_tables(
-    figures: Figures, names: tuple[str, str] = ("untuned", "tuned")
-) -> list[tuple[str, list[str], list[list[str]]]]:
+def as_tables(figures: Figures, names: tuple[str, str] = ("untuned", "tuned")) -> list[Table]:
     """(title, columns, rows) for a terminal: all columns of masks, then the two, called `names`, for each type."""
     count = figures["count"]
     if not count["images"]:
@@ -131,7 +119,7 @@ def as_tables(
     measures = list(figures["masks"][COLUMNS[0]])
     title = f"Masks of {count['images']} images with {count['defects']} defects of {count['groups']} parts"
     masks = [
-        [named(column, names), *(_text(figures["masks"][column][name]) for name in measures)] for column in COLUMNS
+        [named(column, names), *(text_of(figures["masks"][column][name]) for name in measures)] for column in COLUMNS
     ]
     head = ["", "images", *(f"{name} {part}" for name in GAINS for part in (*names, "gain", "from", "to"))]
     kinds = {"all": figures, **figures["per_defect"]}
@@ -150,12 +138,6 @@ def named(column: str, names: tuple[str, str]) -> str:
 def _gain_cells(part: Figures) -> list[str]:
     cells = []
     for name, columns in GAINS.items():
-        cells += [_text(part["masks"][column]["mean_iou"]) for column in columns]
-        cells += [_text(part["gain"][name][key], sign=True) for key in ("mean", "from", "to")]
+        cells += [text_of(part["masks"][column]["mean_iou"]) for column in columns]
+        cells += [text_of(part["gain"][name][key], sign=True) for key in ("mean", "from", "to")]
     return cells
-
-
-def _text(value: float | None, sign: bool = False) -> str:
-    if value is None:
-        return "-"
-    return f"{value:+.3f}" if sign else f"{value:.3f}"

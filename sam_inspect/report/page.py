@@ -67,7 +67,7 @@ def write_page(
         "calibration": _calibration(calibration_scores),
         "files": [name for name in (RESULTS, SUMMARY, COCO) if (out / name).is_file()],
     }
-    text = _template().render(
+    text = template(Path(__file__).parent / "page.html.jinja").render(
         title=title,
         recipe_name=recipe_name,
         created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
@@ -89,10 +89,11 @@ def script_json(value: Any) -> str:
 
 
 @cache
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+def template(file: Path) -> jinja2.Template:
+    """A page's template, which escapes what it is given."""
+    loader = jinja2.FileSystemLoader(file.parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("page.html.jinja")
+    return environment.get_template(file.name)
 
 
 def _beside(name: str) -> str:

@@ -73,12 +73,12 @@ class PictureWriter:
         if image is None:
             raise ValueError(f"PictureWriter: no picture of {inspection.image}, whose verdict is {inspection.verdict}")
         if "overlays" in self.save:
-            self._put(inspection, "overlays", ".jpg", _rgb(".jpg", draw_overlay(image, inspection), JPEG))
+            self._put(inspection, "overlays", ".jpg", encode_rgb(".jpg", draw_overlay(image, inspection), JPEG))
         if "masks" in self.save:
             mask = union((defect.mask for defect in inspection.defects), (image.shape[0], image.shape[1]))
             self._put(inspection, "masks", ".png", encode(".png", mask.view(np.uint8) * np.uint8(255), PNG))
         if "maps" in self.save and inspection.anomaly_map is not None:
-            self._put(inspection, "maps", ".jpg", _rgb(".jpg", draw_heatmap(image, inspection), JPEG))
+            self._put(inspection, "maps", ".jpg", encode_rgb(".jpg", draw_heatmap(image, inspection), JPEG))
             full = resize_map(inspection.anomaly_map, (image.shape[0], image.shape[1]))
             self._put(inspection, "maps", ".tiff", encode(".tiff", full, TIFF))
         if "report" in self.save:
@@ -86,8 +86,8 @@ class PictureWriter:
 
     def _write_report(self, image: RGB, inspection: Inspection) -> None:
         large = thumbnail(image, REPORT_LONG_SIDE_PX)
-        self._put(inspection, "report/images", ".jpg", _rgb(".jpg", large, REPORT_JPEG))
-        self._put(inspection, "report/thumbs", ".jpg", _rgb(".jpg", thumbnail(large), REPORT_JPEG))
+        self._put(inspection, "report/images", ".jpg", encode_rgb(".jpg", large, REPORT_JPEG))
+        self._put(inspection, "report/thumbs", ".jpg", encode_rgb(".jpg", thumbnail(large), REPORT_JPEG))
         heat = heat_layer(inspection)
         if heat is not None:
             heat_bgra = cv2.cvtColor(heat, cv2.COLOR_RGBA2BGRA)
@@ -119,7 +119,8 @@ def picture_path(out: Path, kind: str, name: str, suffix: str) -> Path:
     return out / kind / f"{name}{suffix}"
 
 
-def _rgb(suffix: str, image: RGB, options: list[int]) -> bytes:
+def encode_rgb(suffix: str, image: RGB, options: list[int]) -> bytes:
+    """A picture file's bytes, from (H, W, 3) uint8 RGB; see `encode`."""
     return encode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
 
 
