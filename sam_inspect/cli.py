@@ -212,6 +212,10 @@ def finetune(
     optimizer: Annotated[
         Literal["adam", "adamw"] | None, typer.Option(show_default="the preset's", help="How a step is taken.")
     ] = None,
+    unfreeze: Annotated[
+        Literal["none", "encoder-lora", "encoder"] | None,
+        typer.Option(show_default="none", help="Move the image encoder too: by a low-rank change, or all of it."),
+    ] = None,
     curve: Annotated[
         str,
         typer.Option(metavar="K,K,...", show_default="none", help="Score with so many labelled images, too."),
@@ -228,7 +232,8 @@ def finetune(
     with session(quiet, json_logs, interrupted=RESUME) as progress:
         from sam_inspect import finetune as tuning
 
-        choices = {"prompt": prompt, "lr": lr, "loss": loss, "optimizer": optimizer, "seed": seed}
+        choices: dict[str, object] = {"prompt": prompt, "lr": lr, "loss": loss, "optimizer": optimizer}
+        choices |= {"unfreeze": unfreeze, "seed": seed}
         if epochs is not None:
             choices |= {"epochs": epochs, "steps": 1}
         settings = tuning.settings_of(preset, choices)

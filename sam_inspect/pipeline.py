@@ -257,4 +257,4 @@ def _tuned(segmenter: Segmenter, recipe: Recipe) -> Segmenter:
         return segmenter
     if not isinstance(segmenter, Tunable):
         raise broken_contract(recipe.config.segmenter.name, type(segmenter), Tunable)
-    return segmenter.with_decoder(recipe.decoder, str(recipe.decoder_facts.get(BASE)))
+    return segmenter.with_tuned(recipe.decoder, str(recipe.decoder_facts.get(BASE)))

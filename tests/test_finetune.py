@@ -28,6 +28,7 @@ from sam_inspect.finetune.probes import Probe, Question, box_errors
 from sam_inspect.finetune.scores import COLUMNS, figures_of, named, scored_masks
 from sam_inspect.finetune.settings import PRESETS, Settings, parse_curve, settings_of
 from sam_inspect.finetune.tuner import Point, Tuned, Tuner, best_point, worst_gain
+from sam_inspect.finetune.unfrozen import unfrozen
 from sam_inspect.finetune.views import Sizes, TrainingView, Turn, ViewMaker, jittered
 from sam_inspect.localize.boxes import GivenBox, GivenBoxes
 from sam_inspect.masks import filled_box
@@ -58,13 +59,15 @@ def label(name: str, kind: str = "hole", group: str | None = None, boxes: Iterab
 @pytest.fixture
 def views(sam: MobileSam, tmp_path: Path) -> list[TrainingView]:
     """Four views of a dark rectangle on a noisy plate."""
+    return drawn_views(sam, tmp_path)
+
+
+def drawn_views(sam: MobileSam, tmp_path: Path, frozen: bool = True) -> list[TrainingView]:
     pixels = np.random.default_rng(0).integers(120, 180, (120, 160, 3), np.uint8)
     pixels[40:60, 30:60] //= 4
     file = tmp_path / "part.png"
     Image.fromarray(pixels).save(file)
-    part = label(str(file))
-    maker = ViewMaker(CachedEncoder(sam, tmp_path / "cache"), SIZES)
-    return maker.labelled(part, 4)
+    return ViewMaker(CachedEncoder(sam, tmp_path / "cache"), SIZES, frozen).labelled(label(str(file)), 4)
 
 
 # What is learned from and what is scored
@@ -277,6 +280,35 @@ def test_a_view_learned_by_heart_is_outlined_better(sam: MobileSam, views: list[
     assert np.mean(trained.losses[-5:]) < 0.7 * np.mean(trained.losses[:5])
 
 
+@pytest.mark.parametrize("how", ["encoder-lora", "encoder"])
+def test_an_encoder_that_may_move_does_and_is_put_into_the_network(sam: MobileSam, tmp_path: Path, how: Any) -> None:
+    pixels, before = drawn_views(sam, tmp_path, frozen=False), states(sam)
+    settings = QUICK.model_copy(update={"unfreeze": how, "steps": 3, "keep": 1.0})
+    state = fit_decoder(sam.network, pixels, [], NO_ERRORS, settings, progress=silent).snapshots[3]
+    assert all(torch.equal(value, before[name]) for name, value in states(sam).items())
+    moved = {name for name in state if name.startswith("image_encoder.")}
+    assert ("image_encoder.neck.0.weight" in moved) == (how == "encoder")
+    assert "image_encoder.stages.2.blocks.0.attn.qkv.weight" in moved
+    changes = [state[name] - sam.tunable_tensors()[name] for name in moved]
+    assert all(bool(change.abs().max() > 0) for change in changes)
+    if how == "encoder-lora":
+        assert max(int(torch.linalg.matrix_rank(change, rtol=1e-3)) for change in changes) <= 4
+    tuned = sam.with_tuned(state, sam.sha256)
+    image = np.random.default_rng(1).integers(0, 255, (100, 120, 3), np.uint8)
+    shown = [View((0, 0, 120, 100), 128, ())]
+    (old,), (new,) = (list(each.encode(image, shown)) for each in (sam, tuned))
+    assert (old.features - new.features).abs().max() > 1e-4
+    whole = sam.with_tuned(sam.tunable_tensors(), sam.sha256)
+    torch.testing.assert_close(next(iter(whole.encode(image, shown))).features, old.features)
+
+
+def test_a_low_rank_change_is_none_before_the_first_step(sam: MobileSam) -> None:
+    pixels = torch.randn(1, 3, 64, 64)
+    encoder = sam.network.image_encoder
+    with torch.no_grad():
+        torch.testing.assert_close(unfrozen(encoder, "encoder-lora", 0)(pixels), encoder(pixels))
+
+
 class Interrupted:
     """Progress during which somebody presses Ctrl-C."""
 
@@ -369,16 +401,16 @@ def test_noise_is_the_standard_error_over_parts() -> None:
 
 def test_a_tuned_decoder_belongs_to_its_base(sam: MobileSam) -> None:
     decoder = {name: value + 0.01 for name, value in sam.network.mask_decoder.state_dict().items()}
-    tuned = sam.with_decoder(decoder, sam.sha256)
+    tuned = sam.with_tuned(decoder, sam.sha256)
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     view = View((0, 0, 64, 64), 64, (Prompt(box_xyxy=(5, 5, 40, 40)),))
     one, other = (each.segment(image, [view])[0].low_res_logits for each in (sam, tuned))
     assert not np.allclose(one, other)
     with pytest.raises(WeightsError, match="belongs to weights 0123"):
-        sam.with_decoder(decoder, "0123")
+        sam.with_tuned(decoder, "0123")
     del decoder["iou_token.weight"]
     with pytest.raises(WeightsError, match="iou_token"):
-        sam.with_decoder(decoder, sam.sha256)
+        sam.with_tuned(decoder, sam.sha256)
 
 
 def test_a_larger_sam_is_tuned_in_its_decoder_alone(tmp_path: Path) -> None:
@@ -389,13 +421,13 @@ def test_a_larger_sam_is_tuned_in_its_decoder_alone(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "part.png")
     maker = ViewMaker(CachedEncoder(large, tmp_path / "cache"), Sizes.of(PromptConfig(), large))
     shown = maker.labelled(label(str(tmp_path / "part.png")), 1)
-    assert shown[0].embedding.load().shape == (256, 64, 64)
+    assert shown[0].kept.load().shape == (256, 64, 64)
     before = states(large)
     settings = QUICK.model_copy(update={"steps": 1, "batch": 1})
     tuned = fit_decoder(large.network, shown, [], NO_ERRORS, settings, progress=silent).snapshots[1]
     assert all(torch.equal(value, before[name]) for name, value in states(large).items())
     assert any(not torch.equal(value, before[f"decoder.{name}"]) for name, value in tuned.items())
-    again = large.with_decoder(tuned, large.sha256)
+    again = large.with_tuned(tuned, large.sha256)
     assert again.network.image_encoder is large.network.image_encoder
 
 
@@ -418,7 +450,7 @@ def tuner(sam: MobileSam, tmp_path: Path) -> Tuner:
             (view, encoder.embed(pixels[slice(*view.crop_xyxy[1::2]), slice(*view.crop_xyxy[::2])], view.input_px))
             for view in plan_views(given.regions, (120, 160), config)
         )
-        question = Question(given, shown)
+        question = Question(tmp_path / f"{number}.png", given, shown)
         probes.append(Probe(part, question, question, detected=True))
     return Tuner(sam, probes, ViewMaker(encoder, SIZES), [], ChooseConfig(), QUICK, tmp_path / "fits")
 
@@ -427,8 +459,8 @@ def test_a_tuned_decoder_is_validated_on_parts_that_it_did_not_see(
     tuner: Tuner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    whole = tuner._fit
-    monkeypatch.setattr(tuner, "_fit", lambda train, *rest: (seen.append(len(train)), whole(train, *rest))[1])
+    whole = tuner.fit
+    monkeypatch.setattr(tuner, "fit", lambda train, *rest: (seen.append(len(train)), whole(train, *rest))[1])
     tuned = tuner.tune((0, 1, 2, 3), "all", silent)
     assert seen[:4] == [3, 3, 3, 3]
     assert tuned.points[0].share == 0
@@ -469,7 +501,7 @@ def test_a_fit_that_broke_down_at_once_ships_nothing(tuner: Tuner, monkeypatch: 
 def test_the_localizers_errors_are_shares_of_the_true_box(tuner: Tuner) -> None:
     (x0, y0, x1, y1) = tuner.labels[0].defects[0].box_xyxy
     off = GivenBoxes([GivenBox((x0 - 3, y0, x1 + 6, y1 - 2), None), GivenBox((x0, y0, x0 + 2, y0 + 2), None)])
-    found = Question(off.localize(np.zeros((120, 160, 3), np.uint8)), ())
+    found = Question(Path("a.png"), off.localize(np.zeros((120, 160, 3), np.uint8)), ())
     errors = box_errors([replace(tuner.probes[0], found=found)])
     np.testing.assert_allclose(errors, [[-0.1, 0, 0.2, -0.1]], atol=1e-6)
 

@@ -37,7 +37,7 @@ from sam_inspect.progress import Progress
 from sam_inspect.recipe import BASE, UNTUNED_CHOOSE, save_decoder
 from sam_inspect.segment.sam import Sam
 
-__all__ = ["PRESETS", "Plan", "Settings", "as_tables", "finetune", "parse_curve", "settings_of"]
+__all__ = ["PRESETS", "Bench", "Plan", "Settings", "as_tables", "finetune", "parse_curve", "settings_of"]
 
 FOLDER, FITS, FIGURES, SPLIT = "finetune", "fits", "figures.json", "split.csv"
 GOOD_PARTS = 20
@@ -98,7 +98,7 @@ def finetune(
     start = time.monotonic()
     inspector = Inspector.from_recipe(folder, device, tuned=False)
     out = make_folder(folder / FOLDER)
-    bench = _Bench.of(inspector, data, plan, progress)
+    bench = Bench.of(inspector, data, plan, progress)
     tuner = bench.tuner(settings, out / FITS, data)
     whole = bench.whole_folds(plan, settings.seed)
     folds = [bench.drawn(fold, plan.shots, settings.seed) for fold in whole]
@@ -144,7 +144,7 @@ def _unless_worse(tuned: Tuned, scored: Sequence[Scored], untuned_choose: Choose
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Bench:
+class Bench:
     """The labels, localized and encoded, and the network that is tuned."""
 
     inspector: Inspector
@@ -154,7 +154,8 @@ class _Bench:
     probes: list[Probe]
 
     @classmethod
-    def of(cls, inspector: Inspector, data: Path, plan: Plan, progress: Progress) -> _Bench:
+    def of(cls, inspector: Inspector, data: Path, plan: Plan, progress: Progress) -> Bench:
+        """Every label of `data`, localized and encoded. Raises ConfigError, DatasetError and RecipeError."""
         sam = inspector.segmenter
         if not isinstance(sam, Sam):
             raise ConfigError(f"segmenter {inspector.config.segmenter.name}: cannot be tuned", "name a SAM")
@@ -164,7 +165,9 @@ class _Bench:
         return cls(inspector, sam, encoder, labels, [probe(label, inspector, encoder) for label in named])
 
     def tuner(self, settings: Settings, fits: Path, data: Path) -> Tuner:
-        maker = ViewMaker(self.encoder, Sizes.of(self.inspector.config.prompt, self.sam))
+        """What tunes by these settings and keeps its fits in that folder."""
+        sizes = Sizes.of(self.inspector.config.prompt, self.sam)
+        maker = ViewMaker(self.encoder, sizes, frozen=settings.unfreeze == "none")
         good = list(islice(good_parts(data), GOOD_PARTS)) if settings.empty else []
         return Tuner(self.sam, self.probes, maker, good, self.inspector.config.choose, settings, fits)
 
@@ -177,6 +180,7 @@ class _Bench:
         return Fold(draw_shots(self.labels, fold.train, shots, seed), fold.test)
 
     def all_shots(self, plan: Plan, seed: int) -> tuple[int, ...]:
+        """The labels that the shipped decoder learns from where folds are scored."""
         return draw_shots(self.labels, range(len(self.labels)), plan.shots, seed)
 
     def scored(self, tuner: Tuner, folds: Sequence[Fold], runs: Sequence[Tuned], progress: Progress) -> list[Scored]:
@@ -235,7 +239,7 @@ def _facts_of(run: Tuned, fold: Fold) -> dict[str, Any]:
     }
 
 
-def _decoder_facts(bench: _Bench, data: Path, settings: Settings, shipped: Tuned, plan: Plan) -> dict[str, Any]:
+def _decoder_facts(bench: Bench, data: Path, settings: Settings, shipped: Tuned, plan: Plan) -> dict[str, Any]:
     """What an auditor asks of a tuned decoder."""
     return {
         BASE: bench.sam.sha256,

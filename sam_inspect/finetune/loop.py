@@ -1,4 +1,4 @@
-"""The training loop: only the mask decoder moves. Encoder and prompt encoder answer without gradient."""
+"""The training loop. Only the mask decoder moves, and of the image encoder what `settings.unfreeze` says."""
 
 from __future__ import annotations
 
@@ -9,24 +9,30 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 from sam_inspect.files import write_atomically
-from sam_inspect.finetune.losses import LOSSES, true_iou
+from sam_inspect.finetune.batch import Batch
+from sam_inspect.finetune.losses import LOSSES, forgotten, true_iou
 from sam_inspect.finetune.settings import Settings
-from sam_inspect.finetune.views import Rng, TrainingView, jittered
+from sam_inspect.finetune.unfrozen import SHARES, moved, unfrozen
+from sam_inspect.finetune.views import Rng, TrainingView
 from sam_inspect.networks.sam import SamNetwork, decode_each
 from sam_inspect.progress import Progress
+from sam_inspect.segment.sam import normalised
 
 WARM_STEPS, WARM_SHARE = 250, 0.1
 DROPS = (2 / 3, 26 / 27)  # SAM divides its learning rate by ten at 60,000 and 86,666 of 90,000 steps
 CHECKPOINT_SECONDS = 20.0
 SNAPSHOTS = 4
 CLICK_AGAIN = 0.5
+PEAK = "peak_lr"
 log = logging.getLogger(__name__)
 State = dict[str, Tensor]
 
@@ -87,7 +93,7 @@ def fit_decoder(
             return Trained(trained.snapshots, trained.losses, stopped=step)
         trained.losses.append(loss)
         if step + 1 in marks and fit.is_finite():
-            trained.snapshots[step + 1] = fit.decoder_state()
+            trained.snapshots[step + 1] = fit.tuned_state()
         if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
             fit.save(checkpoint, trained)
             saved = time.monotonic()
@@ -106,14 +112,20 @@ class _Fit:
         self.network, self.settings = network, settings
         self.decoder = copy.deepcopy(network.mask_decoder).train().requires_grad_(True)
         self.device = next(self.decoder.parameters()).device
-        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        self.encoder: nn.Module | None = None
         learned = [p for name, p in self.decoder.named_parameters() if settings.iou_head or "iou" not in name]
-        self.optimizer = kinds[settings.optimizer](learned, lr=settings.lr, weight_decay=settings.weight_decay)
+        groups: list[dict[str, Any]] = [{"params": learned, PEAK: settings.lr}]
+        if settings.unfreeze != "none":
+            self.encoder = unfrozen(network.image_encoder, settings.unfreeze, settings.seed)
+            moving = [p for p in self.encoder.parameters() if p.requires_grad]
+            groups.append({"params": moving, PEAK: settings.lr * SHARES[settings.unfreeze]})
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        self.optimizer = kinds[settings.optimizer](groups, lr=settings.lr, weight_decay=settings.weight_decay)
 
     def step(self, number: int, views: Sequence[TrainingView], errors: NDArray[np.float32]) -> float:
         """One step down; the loss before it."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * rate(number, self.settings)
+            group["lr"] = group[PEAK] * rate(number, self.settings)
         rng = np.random.default_rng([self.settings.seed, 1, number])
         loss = self._loss(views, errors, rng)
         if torch.isfinite(loss):
@@ -123,31 +135,49 @@ class _Fit:
         return float(loss.detach())
 
     def _loss(self, views: Sequence[TrainingView], errors: NDArray[np.float32], rng: Rng) -> Tensor:
-        batch = _Batch.of(views, errors, self.settings.jitter, rng, self.device)
+        batch = Batch.of(views, errors, self.settings.jitter, rng, self.device)
         kind = self.settings.prompt if self.settings.prompt != "both" else ("box", "points")[rng.integers(2)]
         points = batch.clicks(batch.truth, rng) if kind == "points" else None
         boxes = batch.boxes if kind == "box" else None
-        logits, iou = self._decode(batch, points, boxes, None)
+        embeddings = self._embeddings(views, self.encoder)
+        question = self._question(batch, points, boxes, None)
+        logits, iou = decode_each(self.decoder, embeddings, *question)
         loss = self._of_masks(logits, iou, batch)
+        if self.settings.keep:
+            before = self._before(views, embeddings, question)
+            loss = loss + self.settings.keep * forgotten(logits, before, batch.truth, batch.valid).mean()
         if self.settings.prompt == "both" and rng.random() < CLICK_AGAIN:
             single = logits[:, :1].detach()
             wrong = ((single > 0).float() - batch.truth).abs() * batch.valid
             again = batch.clicks(wrong, rng)
             known = again if points is None else tuple(torch.cat(pair, 1) for pair in zip(points, again, strict=True))
-            logits, iou = self._decode(batch, known, boxes, single)
+            logits, iou = decode_each(self.decoder, embeddings, *self._question(batch, known, boxes, single))
             loss = (loss + self._of_masks(logits, iou, batch)) / 2
         return loss
 
-    def _decode(
-        self, batch: _Batch, points: tuple[Tensor, ...] | None, boxes: Tensor | None, masks: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        encoder = self.network.prompt_encoder_for(batch.input_px)
-        with torch.no_grad():
-            sparse, dense = encoder(points, boxes, masks)
-            image_pe = encoder.get_dense_pe()
-        return decode_each(self.decoder, batch.embeddings, image_pe, sparse, dense)
+    def _embeddings(self, views: Sequence[TrainingView], encoder: nn.Module | None) -> Tensor:
+        """(B, 256, s, s), read where no encoder is given; of one that moves, one view's activations at a time."""
+        if encoder is None:
+            return torch.from_numpy(np.stack([view.kept.load() for view in views]).astype(np.float32)).to(self.device)
+        pixels = [normalised(view.kept.load(), view.input_px)[None].to(self.device) for view in views]
+        return torch.cat([checkpointed(encoder, each, use_reentrant=False) for each in pixels])
 
-    def _of_masks(self, logits: Tensor, iou: Tensor, batch: _Batch) -> Tensor:
+    @torch.no_grad()
+    def _question(
+        self, batch: Batch, points: tuple[Tensor, ...] | None, boxes: Tensor | None, masks: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the decoder takes besides the embeddings."""
+        encoder = self.network.prompt_encoder_for(batch.input_px)
+        return encoder.get_dense_pe(), *encoder(points, boxes, masks)
+
+    @torch.no_grad()
+    def _before(self, views: Sequence[TrainingView], embeddings: Tensor, question: tuple[Tensor, ...]) -> Tensor:
+        """The untuned network's logits."""
+        if self.encoder is not None:
+            embeddings = self._embeddings(views, self.network.image_encoder)
+        return decode_each(self.network.mask_decoder, embeddings, *question)[0]
+
+    def _of_masks(self, logits: Tensor, iou: Tensor, batch: Batch) -> Tensor:
         """The single mask's loss, the best of three's beside it, and that of the IoU head."""
         losses = LOSSES[self.settings.loss](logits, batch.truth, batch.valid)
         loss = losses[:, 0].mean()
@@ -159,16 +189,18 @@ class _Fit:
 
     def is_finite(self) -> bool:
         """Whether every weight is a number: the loss says so one step later."""
-        return all(bool(torch.isfinite(parameter).all()) for parameter in self.decoder.parameters())
+        return all(bool(torch.isfinite(p).all()) for group in self.optimizer.param_groups for p in group["params"])
 
-    def decoder_state(self) -> State:
-        """A copy of the decoder's tensors."""
-        return {name: value.detach().cpu().clone() for name, value in self.decoder.state_dict().items()}
+    def tuned_state(self) -> State:
+        """A copy of the decoder's tensors, and of what moves of the encoder."""
+        state = {name: value.detach().cpu().clone() for name, value in self.decoder.state_dict().items()}
+        return state | (moved(self.encoder) if self.encoder is not None else {})
 
     def save(self, path: Path, trained: Trained) -> None:
         """All that is needed to go on."""
         state = {
             "decoder": self.decoder.state_dict(),
+            "encoder": self.encoder.state_dict() if self.encoder is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "snapshots": trained.snapshots,
             "losses": trained.losses,
@@ -182,6 +214,8 @@ class _Fit:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             self.decoder.load_state_dict(state["decoder"])
+            if self.encoder is not None:
+                self.encoder.load_state_dict(state["encoder"])
             self.optimizer.load_state_dict(state["optimizer"])
         except Exception as error:  # a cut zip raises anything
             log.warning(f"{path}: cannot be read ({type(error).__name__}); this fit begins anew")
@@ -216,64 +250,3 @@ def _batch(
 def _place(count: int, seed: int, turn: int, place: int) -> int:
     """Which of `count` comes at `place` of a round."""
     return int(np.random.default_rng([seed, 3, turn]).permutation(count)[place])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Batch:
-    """Views of one step as tensors; truth is what lies mostly inside the box that is asked about."""
-
-    input_px: int
-    embeddings: Tensor
-    boxes: Tensor
-    truth: Tensor
-    valid: Tensor
-
-    @classmethod
-    def of(
-        cls,
-        views: Sequence[TrainingView],
-        errors: NDArray[np.float32],
-        jitter: float,
-        rng: Rng,
-        device: torch.device,
-    ) -> _Batch:
-        input_px, low = views[0].input_px, views[0].input_px // 4
-        boxes = np.stack([_box(view, errors, jitter, rng) for view in views])
-        truth = np.stack([_truth_in(view, box) for view, box in zip(views, boxes, strict=True)])[:, None]
-        valid = np.zeros((len(views), 1, low, low), np.float32)
-        for mask, view in zip(valid, views, strict=True):
-            mask[0, : -(-view.valid_hw[0] // 4), : -(-view.valid_hw[1] // 4)] = 1
-        embeddings = np.stack([view.embedding.load() for view in views]).astype(np.float32)
-        tensors = (torch.from_numpy(array).to(device) for array in (embeddings, boxes, truth, valid))
-        return cls(input_px, *tensors)
-
-    def clicks(self, where: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
-        """One random point a view where `where` is set, positive on the defect; beside the defect where it is empty."""
-        points, labels = [], []
-        for wanted, truth, valid in zip(where[:, 0], self.truth[:, 0], self.valid[:, 0], strict=True):
-            places = torch.nonzero(wanted > 0.5 if bool((wanted > 0.5).any()) else valid > 0)
-            row, column = places[int(rng.integers(len(places)))].tolist()
-            points.append([[4 * column + 2.0, 4 * row + 2.0]])
-            labels.append([int(truth[row, column] > 0.5)])
-        device = self.boxes.device
-        return torch.tensor(points, device=device), torch.tensor(labels, device=device)
-
-
-def _box(view: TrainingView, errors: NDArray[np.float32], jitter: float, rng: Rng) -> NDArray[np.float32]:
-    if view.own is None:
-        return view.random_box
-    height, width = view.valid_hw
-    box = jittered(view.boxes[view.own], errors, jitter, rng)
-    return np.asarray(np.clip(box, 0, np.array([width, height] * 2)), np.float32)
-
-
-def _truth_in(view: TrainingView, box: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(l, l): every defect that lies at least half in the box, and the one that the view was drawn for."""
-    low = view.input_px // 4
-    truth = np.zeros((low, low), np.float32)
-    x0, y0 = np.floor(box[:2] / 4).astype(int)
-    x1, y1 = np.ceil(box[2:] / 4).astype(int)
-    for index, part in enumerate(view.truths.astype(np.float32)):
-        if index == view.own or part[y0:y1, x0:x1].sum() >= part.sum() / 2:
-            truth = np.maximum(truth, part)
-    return truth

@@ -60,6 +60,17 @@ def boundary(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     return balanced_bce(logits, truth, valid, 1 + BOUNDARY_WEIGHT * edge) + dice(logits, truth, valid)
 
 
+def forgotten(logits: Tensor, before: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    """(B, M): how far the probability lies from the untuned network's, squared, where that one was right.
+
+    What pretraining knows of edges is worth more than a few labels (Li & Hoiem, Learning without Forgetting, 2016).
+    Defect and good surface weigh the same.
+    """
+    right = valid * ((before > 0) == (truth > 0.5))
+    loss = (torch.sigmoid(logits) - torch.sigmoid(before)) ** 2
+    return _mean(loss, right * truth) + _mean(loss, right * (1 - truth))
+
+
 LOSSES: dict[str, Loss] = {"mse": mse, "focal_dice": focal_dice, "bce_dice": bce_dice, "boundary": boundary}
 
 

@@ -5,8 +5,9 @@ Each is asked twice: about its ground-truth boxes, and about what the recipe's l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from sam_inspect.choose import choose
 from sam_inspect.config import ChooseConfig
 from sam_inspect.errors import RecipeError
-from sam_inspect.finetune.embeddings import CachedEncoder, Embedded
+from sam_inspect.finetune.embeddings import CachedEncoder, Kept
 from sam_inspect.finetune.labels import Label
 from sam_inspect.images import Rgb, read_image
 from sam_inspect.localize.boxes import GivenBox, GivenBoxes
@@ -34,16 +35,20 @@ Errors = NDArray[np.float32]
 class Question:
     """Regions of an image, and the encoded views in which they are asked about."""
 
+    image: Path
     localization: Localization
-    views: tuple[tuple[View, Embedded], ...]
+    views: tuple[tuple[View, Kept], ...]
 
     def candidates(self, sam: Sam) -> list[Candidates]:
-        """A decoder's answers."""
-        candidates = []
-        for view, embedded in self.views:
-            features = torch.from_numpy(embedded.load().astype(np.float32))[None].to(sam.device)
-            candidates += sam.decode(Embedding(view, features), view.prompts)
-        return candidates
+        """A network's answers; what is kept serves where its encoder is the untuned one."""
+        return [answer for seen in self._encoded(sam) for answer in sam.decode(seen, seen.view.prompts)]
+
+    def _encoded(self, sam: Sam) -> Iterator[Embedding]:
+        if sam.encoder_tuned:
+            yield from sam.encode(read_image(self.image), [view for view, _ in self.views])
+            return
+        for view, kept in self.views:
+            yield Embedding(view, torch.from_numpy(kept.load().astype(np.float32))[None].to(sam.device))
 
     def chosen(self, candidates: Sequence[Candidates], config: ChooseConfig) -> list[CropMask]:
         """The masks that are chosen from them."""
@@ -97,20 +102,22 @@ def probe(label: Label, inspector: Inspector, encoder: CachedEncoder) -> Probe:
     given = GivenBoxes([GivenBox(defect.box_xyxy, None) for defect in label.defects]).localize(image)
     return Probe(
         label=label,
-        boxes=_question(image, given, inspector, encoder),
-        found=_question(image, replace(found, regions=regions), inspector, encoder),
+        boxes=_question(label, image, given, inspector, encoder),
+        found=_question(label, image, replace(found, regions=regions), inspector, encoder),
         detected=found.pred_score > inspector.threshold,
     )
 
 
-def _question(image: Rgb, localization: Localization, inspector: Inspector, encoder: CachedEncoder) -> Question:
+def _question(
+    label: Label, image: Rgb, localization: Localization, inspector: Inspector, encoder: CachedEncoder
+) -> Question:
     views = plan_views(localization.regions, localization.original_hw, inspector.config.prompt)
     fixed = encoder.sam.fixed_input_px
     shown = [view if fixed is None else replace(view, input_px=fixed) for view in views]
-    return Question(localization, tuple((view, _embedded(image, view, encoder)) for view in shown))
+    return Question(label.sample.image, localization, tuple((view, _kept(image, view, encoder)) for view in shown))
 
 
-def _embedded(image: Rgb, view: View, encoder: CachedEncoder) -> Embedded:
+def _kept(image: Rgb, view: View, encoder: CachedEncoder) -> Kept:
     x0, y0, x1, y1 = view.crop_xyxy
     return encoder.embed(image[y0:y1, x0:x1], view.input_px)
 

@@ -20,6 +20,8 @@ class Settings(Section):
     """Boxes, points in the defect, or both with correction clicks as in SAM's own training."""
     loss: Literal["mse", "focal_dice", "bce_dice", "boundary"] = "bce_dice"
     """Of a mask, at SAM's low resolution in the defect's own view, so that a small defect weighs as much as a large."""
+    unfreeze: Literal["none", "encoder-lora", "encoder"] = "none"
+    """Besides the decoder: a low-rank change of the image encoder's linear layers, or all of it."""
     optimizer: Literal["adam", "adamw"] = "adamw"
     lr: float = Field(3e-4, gt=0, le=1)
     weight_decay: float = Field(0.01, ge=0, le=1)
@@ -42,6 +44,8 @@ class Settings(Section):
     """Of a prompt's box, in units of the localizer's own errors on the labels."""
     empty: float = Field(0.1, ge=0, le=0.9)
     """Share of random boxes on good parts, which must give an empty mask."""
+    keep: float = Field(0, ge=0, le=1000)
+    """Weight of what the untuned network had right and the tuned one changes."""
     guard: bool = True
     """Held-out labels decide how far to go, and whether the untuned decoder stays."""
     seed: int = 0

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from sam_inspect.config import ChooseConfig
 from sam_inspect.errors import DatasetError
@@ -122,13 +121,13 @@ class Tuner:
     def limit(self, train: Sequence[int], seconds: float, progress: Progress) -> None:
         """Sets the steps of every fit to what fits into so many seconds, timed on the views of `train`."""
         errors = box_errors([self.probes[index] for index in train])
-        views, empty = self._views(train, "measure", progress)
+        views, empty = self.views(train, "measure", progress)
         start = time.perf_counter()
         fit_decoder(self.sam.network, views, empty, errors, self.settings, stop=TIMED_STEPS, progress=silent)
         steps = round(seconds * TIMED_STEPS / (time.perf_counter() - start))
         self.settings = self.settings.model_copy(update={"steps": max(1, steps), "epochs": 0})
 
-    def _sized(self, train: Sequence[int]) -> Settings:
+    def sized(self, train: Sequence[int]) -> Settings:
         """The settings with the steps that they mean for these labels."""
         labels = [self.labels[index] for index in train]
         views = sum(len(label.defects) for label in labels) * self._views_each(labels)
@@ -141,12 +140,12 @@ class Tuner:
         Raises:
             OutputError: a checkpoint cannot be written, or the disk is full.
         """
-        settings = self._sized(train)
+        settings = self.sized(train)
         if not settings.guard:
-            trained = self._fit(train, name, settings, None, progress)
+            trained = self.fit(train, name, settings, None, progress)
             return self._shipped(trained, settings.steps, 1.0, (), None, "all steps, as its preset says")
         if len({self.labels[index].group for index in train}) < 2:
-            trained = self._fit(train, name, settings, None, progress)
+            trained = self.fit(train, name, settings, None, progress)
             word = f"one part alone cannot be validated: {UNVALIDATED_SHARE:.0%} tuned, the rest untuned"
             return self._shipped(trained, settings.steps, UNVALIDATED_SHARE, (), None, word)
         points, losses = self._validated(train, name, settings, progress)
@@ -154,7 +153,7 @@ class Tuner:
         if best.share == 0:
             word = "nothing helped on held-out labels: the untuned decoder stays"
             return Tuned({}, best, points, losses, word, self.choose)
-        trained = self._fit(train, name, settings, best.steps, progress)
+        trained = self.fit(train, name, settings, best.steps, progress)
         word = (
             f"{best.share:.0%} tuned after {best.steps} steps: held-out labels "
             f"{points[0].boxes:.3f} to {best.boxes:.3f} in their boxes, {points[0].found:.3f} to {best.found:.3f} found"
@@ -169,7 +168,7 @@ class Tuner:
         if not done:
             word = f"the loss of step {trained.stopped} was no number: the untuned decoder stays"
             return Tuned({}, chosen, points, trained.losses, word, self.choose, trained.stopped)
-        decoder = self._mixed(trained.snapshots[max(done)], share)
+        decoder = self.mixed(trained.snapshots[max(done)], share)
         return Tuned(decoder, chosen, points, trained.losses, word, self.choose, trained.stopped)
 
     def _calibrated(
@@ -181,8 +180,8 @@ class Tuner:
         """
         ious: dict[tuple[float, float], list[float]] = {}
         for number, fold in enumerate(self._parts(train)):
-            trained = self._fit(fold.train, f"{name}, without part {number + 1}", settings, None, progress)
-            sam = self.sam_with(self._mixed(trained.snapshots[point.steps], point.share))
+            trained = self.fit(fold.train, f"{name}, without part {number + 1}", settings, None, progress)
+            sam = self.sam_with(self.mixed(trained.snapshots[point.steps], point.share))
             for index in fold.test:
                 self._try_choices(index, sam, ious)
         mean = {choice: float(np.mean(values)) for choice, values in ious.items()}
@@ -212,11 +211,11 @@ class Tuner:
         scored: dict[tuple[int, float], dict[int, NDArray[np.float64]]] = {key: {} for key in keys}
         losses: list[float] = []
         for number, fold in enumerate(self._parts(train)):
-            trained = self._fit(fold.train, f"{name}, without part {number + 1}", settings, None, progress)
+            trained = self.fit(fold.train, f"{name}, without part {number + 1}", settings, None, progress)
             losses = trained.losses
             for steps, share in keys:
                 if steps in trained.snapshots:
-                    sam = self.sam_with(self._mixed(trained.snapshots[steps], share))
+                    sam = self.sam_with(self.mixed(trained.snapshots[steps], share))
                     scored[steps, share] |= {index: self.ious(index, sam) for index in fold.test}
         whole = {key: ious for key, ious in scored.items() if len(ious) == len(untuned)}
         points = [self._point((0, 0.0), untuned, untuned)]
@@ -252,22 +251,21 @@ class Tuner:
 
     def sam_with(self, decoder: State) -> Sam:
         """The network with this decoder; the untuned one for an empty one."""
-        return self.sam.with_decoder(decoder, self.sam.sha256) if decoder else self.sam
+        return self.sam.with_tuned(decoder, self.sam.sha256) if decoder else self.sam
 
-    def _mixed(self, tuned: State, share: float) -> State:
-        base: dict[str, Tensor] = self.sam.network.mask_decoder.state_dict()
+    def mixed(self, tuned: State, share: float) -> State:
+        """The mean of what was tuned and the same tensors untuned."""
+        base = self.sam.tunable_tensors()
         return {name: base[name].cpu().lerp(value, share) for name, value in tuned.items()}
 
-    def _fit(
-        self, train: Sequence[int], name: str, settings: Settings, stop: int | None, progress: Progress
-    ) -> Trained:
+    def fit(self, train: Sequence[int], name: str, settings: Settings, stop: int | None, progress: Progress) -> Trained:
         """The fit to these labels: read where an earlier run finished it."""
         path = self.folder / f"{self._key(train, settings, stop)}.safetensors"
         done = _finished(path)
         if done is not None:
             return done
         errors = box_errors([self.probes[index] for index in train])
-        views, empty = self._views(train, name, progress)
+        views, empty = self.views(train, name, progress)
         checkpoint = path.with_suffix(".pt")
         trained = fit_decoder(
             self.sam.network,
@@ -284,9 +282,10 @@ class Tuner:
         checkpoint.unlink(missing_ok=True)
         return trained
 
-    def _views(
+    def views(
         self, train: Sequence[int], name: str, progress: Progress
     ) -> tuple[list[TrainingView], list[TrainingView]]:
+        """Views of these labels, and of good parts."""
         labels = [self.labels[index] for index in train]
         each = self._views_each(labels)
         views: list[TrainingView] = []

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.config import PromptConfig
-from sam_inspect.finetune.embeddings import CachedEncoder, Embedded
+from sam_inspect.finetune.embeddings import CachedEncoder, Kept
 from sam_inspect.finetune.labels import Label
 from sam_inspect.images import Rgb, read_image
 from sam_inspect.masks import window
@@ -36,7 +36,7 @@ class TrainingView:
     """An encoded view.
 
     Attributes:
-        embedding: what the encoder answered.
+        kept: what the encoder answered; the pixels, where it moves.
         input_px: side of the network's input.
         valid_hw: (h, w) of the view inside the input, pixels; the rest is padding.
         truths: (D, l, l) float16, for each defect that the view shows its share of each low resolution pixel.
@@ -45,7 +45,7 @@ class TrainingView:
         random_box: (4,) float32, the box that is asked about on a good part.
     """
 
-    embedding: Embedded
+    kept: Kept
     input_px: int
     valid_hw: tuple[int, int]
     truths: NDArray[np.float16]
@@ -71,8 +71,9 @@ class Sizes:
 class ViewMaker:
     """Draws, encodes and keeps views of one network."""
 
-    def __init__(self, encoder: CachedEncoder, sizes: Sizes) -> None:
-        self.encoder, self.sizes = encoder, sizes
+    def __init__(self, encoder: CachedEncoder, sizes: Sizes, frozen: bool = True) -> None:
+        self.sizes = sizes
+        self.keep = encoder.embed if frozen else encoder.show
 
     def labelled(self, label: Label, views: int) -> list[TrainingView]:
         """`views` of each defect of a labelled image; the first one as it is in use, unaugmented.
@@ -124,16 +125,16 @@ class ViewMaker:
         pixels = np.ascontiguousarray(pixels)
         height, width = pixels.shape[:2]
         view = View((0, 0, width, height), self.sizes.input_px, ())
-        embedding = self.encoder.embed(pixels, view.input_px)
+        kept = self.keep(pixels, view.input_px)
         scale = np.tile(np.array(view.input_hw[::-1], np.float32) / (width, height), 2)
         low = view.input_px // 4
         truths = np.zeros((len(parts), low, low), np.float16)
         for truth, part in zip(truths, parts, strict=True):
-            truth[:] = _low_res(part, view)
+            truth[:] = low_res(part, view)
         boxes = np.asarray(np.array([_bounds(part) for part in parts]).reshape(-1, 4) * scale, np.float32)
         random_box = np.zeros(4, np.float32) if box is None else np.asarray(box * scale, np.float32)
         place = None if own is None else list(indices).index(own)
-        return TrainingView(embedding, view.input_px, view.input_hw, truths, boxes, place, random_box)
+        return TrainingView(kept, view.input_px, view.input_hw, truths, boxes, place, random_box)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +215,7 @@ def _bounds(part: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     return x, y, x + width, y + height
 
 
-def _low_res(part: NDArray[np.bool_], view: View) -> NDArray[np.float32]:
+def low_res(part: NDArray[np.bool_], view: View) -> NDArray[np.float32]:
     """(l, l): how much of each of SAM's low resolution pixels is set."""
     height, width = view.input_hw
     low = view.input_px // 4

@@ -41,13 +41,13 @@ class Segmenter(Protocol):
 
 @runtime_checkable
 class Tunable(Segmenter, Protocol):
-    """A segmenter whose decoder can be tuned on labelled defects."""
+    """A segmenter that can be tuned on labelled defects."""
 
-    def with_decoder(self, tensors: Mapping[str, Tensor], base_sha256: str) -> Self:
-        """The same network with a tuned decoder; encoder and prompt encoder are shared, nothing of this one changes.
+    def with_tuned(self, tensors: Mapping[str, Tensor], base_sha256: str) -> Self:
+        """The same network with what was tuned of it; the rest is shared, nothing of this one changes.
 
         Args:
-            tensors: the decoder's, under its own key names.
+            tensors: the decoder's, under its own key names; of an encoder that moved, what did, under `image_encoder.`
             base_sha256: of the weights that it was tuned from.
 
         Raises:

@@ -11,13 +11,13 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from sam_inspect.config import Section, validated
 from sam_inspect.errors import WeightsError
@@ -29,6 +29,8 @@ from sam_inspect.records import Candidates, Prompt, View
 VIEWS_PER_BATCH = {"cpu": 1, "cuda": 8}
 TOKENS_PER_BATCH = {"cpu": 8192, "cuda": 262_144}
 MASKS_PER_PROMPT = 4
+ENCODER = "image_encoder."
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,8 +60,8 @@ class Sam:
     fixed_input_px: ClassVar[int | None] = None
     """The only size at which the network sees, whatever a view says; None where it takes any."""
 
-    def __init__(self, network: SamNetwork, sha256: str = "") -> None:
-        self.network, self.sha256 = network, sha256
+    def __init__(self, network: SamNetwork, sha256: str = "", encoder_tuned: bool = False) -> None:
+        self.network, self.sha256, self.encoder_tuned = network, sha256, encoder_tuned
         self.device = next(network.mask_decoder.parameters()).device
 
     @classmethod
@@ -77,16 +79,26 @@ class Sam:
         network, facts = load_sam(cls.name, parsed.weights, device)
         return cls(network, facts["sha256"])
 
-    def with_decoder(self, tensors: Mapping[str, Tensor], base_sha256: str) -> Self:
-        """See `Tunable.with_decoder`."""
+    def with_tuned(self, tensors: Mapping[str, Tensor], base_sha256: str) -> Self:
+        """See `Tunable.with_tuned`."""
         if base_sha256 != self.sha256:
             raise WeightsError(
                 f"the tuned decoder belongs to weights {base_sha256[:12]}, {self.name} here has {self.sha256[:12]}",
                 "bring the same weights, or tune it again",
             )
-        decoder = copy.deepcopy(self.network.mask_decoder)
-        load_checked(decoder, tensors, f"{self.name}'s mask decoder")
-        return type(self)(replace(self.network, mask_decoder=decoder.eval().requires_grad_(False)), self.sha256)
+        own = {key: value for key, value in tensors.items() if not key.startswith(ENCODER)}
+        moved = {key.removeprefix(ENCODER): value for key, value in tensors.items() if key.startswith(ENCODER)}
+        network = replace(self.network, mask_decoder=_copy_with(self.network.mask_decoder, own, "mask decoder"))
+        if moved:
+            whole = self.network.image_encoder.state_dict() | moved
+            network = replace(network, image_encoder=_copy_with(self.network.image_encoder, whole, "image encoder"))
+        return type(self)(network, self.sha256, encoder_tuned=bool(moved))
+
+    def tunable_tensors(self) -> dict[str, Tensor]:
+        """The network's own tensors under the names that `with_tuned` knows."""
+        decoder: dict[str, Tensor] = self.network.mask_decoder.state_dict()
+        encoder = self.network.image_encoder.state_dict()
+        return decoder | {ENCODER + name: value for name, value in encoder.items()}
 
     def segment(self, image: NDArray[np.uint8], views: Sequence[View]) -> list[Candidates]:
         """See `Segmenter.segment`; on a GPU views of the same input size in batches."""
@@ -111,7 +123,7 @@ class Sam:
             at_once = VIEWS_PER_BATCH[self.device.type]
             for start in range(0, len(same_size), at_once):
                 batch = same_size[start : start + at_once]
-                pixels = torch.stack([_normalised(_crop(image, view), view.input_px) for view in batch])
+                pixels = torch.stack([normalised(shown(image, view), view.input_px) for view in batch])
                 features = self.network.image_encoder(pixels.to(self.device))
                 for index, view in enumerate(batch):
                     yield Embedding(view, features[index : index + 1])
@@ -161,7 +173,14 @@ class SamVitH(Sam):
     name, fixed_input_px = "sam_vit_h", 1024
 
 
-def _crop(image: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
+def _copy_with(module: M, tensors: Mapping[str, Tensor], what: str) -> M:
+    fresh = copy.deepcopy(module)
+    load_checked(fresh, tensors, what)
+    fresh.train()  # timm's attention forgets what it kept of the old weights
+    return fresh.eval().requires_grad_(False)
+
+
+def shown(image: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
     """The view's crop at the network's scale, (h, w, 3): by Pillow's bilinear filter, the one SAM's weights know."""
     x0, y0, x1, y1 = view.crop_xyxy
     height, width = view.input_hw
@@ -169,7 +188,7 @@ def _crop(image: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
     return np.asarray(crop.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _normalised(pixels: NDArray[np.uint8], input_px: int) -> Tensor:
+def normalised(pixels: NDArray[np.uint8], input_px: int) -> Tensor:
     """(h, w, 3) uint8 -> (3, input_px, input_px) float32, padded right and below with zeros as SAM does."""
     square = np.zeros((input_px, input_px, 3), np.float32)
     height, width = pixels.shape[:2]
