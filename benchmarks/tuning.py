@@ -35,7 +35,7 @@ def main(
         list[str], typer.Argument(metavar="VARIANT...", help="PRESET[,KEY=VALUE...], the keys of finetune's settings.")
     ],
     recipe: Annotated[Path, typer.Option(metavar="DIR", help="Whose localizer, views and choice.")],
-    shots: Annotated[int | None, typer.Option(metavar="K", help="Labelled images of each fold; all by default.")] = 10,
+    shots: Annotated[int, typer.Option(metavar="K", min=0, help="Labelled images of each fold; 0 for all.")] = 10,
     folds: Annotated[int, typer.Option(metavar="N", min=1)] = 2,
     share: Annotated[list[float] | None, typer.Option(help="Of the tuned decoder in the mean of both.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
@@ -48,9 +48,9 @@ def main(
     """
     with session(quiet=False, json_logs=False) as progress, tempfile.TemporaryDirectory() as folder:
         inspector = Inspector.from_recipe(recipe, "auto", tuned=False)
-        plan = Plan(shots=shots, folds=folds)
+        plan = Plan(shots=shots or None, folds=folds)
         bench = Bench.of(inspector, data, plan, progress)
-        parts = [bench.drawn(fold, shots, seed) for fold in bench.whole_folds(plan, seed)]
+        parts = [bench.drawn(fold, plan.shots, seed) for fold in bench.whole_folds(plan, seed)]
         columns = columns_of(bench)
         rows: list[Row] = []
         for variant in variants:
@@ -59,8 +59,8 @@ def main(
             tuner = bench.tuner(settings, Path(folder), data)
             rows += [] if rows else [scored(bench, tuner, [(fold, bench.sam) for fold in parts]) | {"way": "untuned"}]
             rows += measured(bench, tuner, parts, variant, share or [0.5, 1.0], progress)
-            show(f"{data.name}: {shots or 'all'} labels, {folds} folds", hardware(), rows, columns)
             write_rows(json_file, hardware(), rows, data=str(data), shots=shots, folds=folds, seed=seed)
+        show(f"{data.name}: {shots or 'all'} labels, {folds} folds", hardware(), rows, columns)
 
 
 def columns_of(bench: Bench) -> dict[str, str]:

@@ -239,6 +239,19 @@ def test_no_loss_sees_the_padding_and_each_is_least_at_the_truth(name: str, mask
     assert (loss(torch.full_like(logits, -20.0), empty, valid) < 0.01).all()
 
 
+def test_only_what_the_untuned_had_right_can_be_forgotten(masks: tuple[torch.Tensor, ...]) -> None:
+    logits, truth, valid = masks
+    right = (8 * truth - 4).expand_as(logits)
+    assert (losses.forgotten(logits, -right, truth, valid) == 0).all()
+    assert (losses.forgotten(right, right, truth, valid) == 0).all()
+    assert (losses.forgotten(-right, right, truth, valid) > 1).all()
+    for b in range(3):
+        t = truth[b, 0].numpy() > 0
+        squares = (logits[b, 1].sigmoid() - right[b, 1].sigmoid()).numpy() ** 2
+        expected = squares[t].mean() + squares[~t].mean()
+        assert float(losses.forgotten(logits, right, truth, valid)[b, 1]) == pytest.approx(expected, abs=1e-5)
+
+
 # The loop
 
 
@@ -307,6 +320,14 @@ def test_a_low_rank_change_is_none_before_the_first_step(sam: MobileSam) -> None
     encoder = sam.network.image_encoder
     with torch.no_grad():
         torch.testing.assert_close(unfrozen(encoder, "encoder-lora", 0)(pixels), encoder(pixels))
+
+
+def test_no_learning_rate_takes_the_decoder_further_than_its_leash(sam: MobileSam, views: list[TrainingView]) -> None:
+    settings = QUICK.model_copy(update={"lr": 0.08, "steps": 3, "leash": 0.05})
+    tuned = fit_decoder(sam.network, views, [], NO_ERRORS, settings, progress=silent).snapshots[3]
+    base = sam.network.mask_decoder.state_dict()
+    moves = np.array([float((value - base[name]).norm() / base[name].norm()) for name, value in tuned.items()])
+    assert moves.max() == pytest.approx(0.05, rel=1e-3)
 
 
 class Interrupted:

@@ -79,6 +79,9 @@ def read_labels(data: Path, groups: Path | None = None) -> list[Label]:
 
 def _label(sample: Sample, data: Path, groups: dict[str, str]) -> Label | None:
     name = sample.image.relative_to(data).as_posix()
+    if not name.isprintable():
+        log.warning(f"{name!a}: cannot be written to the split and the page; rename it. It is left out")
+        return None
     try:
         original_hw = read_size(sample.image)
         read_image(sample.image)

@@ -33,6 +33,7 @@ CHECKPOINT_SECONDS = 20.0
 SNAPSHOTS = 4
 CLICK_AGAIN = 0.5
 PEAK = "peak_lr"
+TINY = 1e-12
 log = logging.getLogger(__name__)
 State = dict[str, Tensor]
 
@@ -132,7 +133,18 @@ class _Fit:
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
+            self._hold()
         return float(loss.detach())
+
+    @torch.no_grad()
+    def _hold(self) -> None:
+        """Puts each of the decoder's tensors back that went further than the leash from the untuned one."""
+        if not self.settings.leash:
+            return
+        for tuned, untuned in zip(self.decoder.parameters(), self.network.mask_decoder.parameters(), strict=True):
+            change = tuned - untuned
+            share = self.settings.leash * untuned.norm() / change.norm().clamp(min=TINY)
+            tuned.copy_(untuned + change * share.clamp(max=1))
 
     def _loss(self, views: Sequence[TrainingView], errors: NDArray[np.float32], rng: Rng) -> Tensor:
         batch = Batch.of(views, errors, self.settings.jitter, rng, self.device)

@@ -46,6 +46,8 @@ class Settings(Section):
     """Share of random boxes on good parts, which must give an empty mask."""
     keep: float = Field(0, ge=0, le=1000)
     """Weight of what the untuned network had right and the tuned one changes."""
+    leash: float = Field(0, ge=0, le=10)
+    """How far each of the decoder's tensors may go, as a share of its norm; 0 for as far as it likes."""
     guard: bool = True
     """Held-out labels decide how far to go, and whether the untuned decoder stays."""
     seed: int = 0
