@@ -19,9 +19,11 @@ from sam_inspect.finetune import PRESETS, Bench, Plan, settings_of
 from sam_inspect.finetune.labels import Fold
 from sam_inspect.finetune.tuner import Tuner
 from sam_inspect.finetune.views import low_res
-from sam_inspect.masks import window
+from sam_inspect.masks import union, window
+from sam_inspect.metrics import mask_iou
 from sam_inspect.pipeline import Inspector
 from sam_inspect.progress import Progress
+from sam_inspect.records import Candidates, Prompt, View
 from sam_inspect.segment.sam import Sam
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -57,7 +59,9 @@ def main(
             preset, choices = parsed(variant)
             settings = settings_of(preset, {"seed": seed} | choices | {"guard": False})
             tuner = bench.tuner(settings, Path(folder), data)
-            rows += [] if rows else [scored(bench, tuner, [(fold, bench.sam) for fold in parts]) | {"way": "untuned"}]
+            if not rows:
+                rows.append(limits(bench, parts) | {"way": "the truth itself on the decoder's grid"})
+                rows.append(scored(bench, tuner, [(fold, bench.sam) for fold in parts]) | {"way": "untuned"})
             rows += measured(bench, tuner, parts, variant, share or [0.5, 1.0], progress)
             write_rows(json_file, hardware(), rows, data=str(data), shots=shots, folds=folds, seed=seed)
         show(f"{data.name}: {shots or 'all'} labels, {folds} folds", hardware(), rows, columns)
@@ -107,6 +111,27 @@ def scored(bench: Bench, tuner: Tuner, sams: Sequence[tuple[Fold, Sam]]) -> Row:
                 by_kind.setdefault(kind, []).append(iou)
             errors += iou_errors(bench, index, sam)
     return {kind: _means(ious) for kind, ious in by_kind.items()} | {"iou_error": float(np.mean(errors))}
+
+
+def limits(bench: Bench, parts: Sequence[Fold]) -> Row:
+    """The IoU of ground truth that went through a quarter of the input's size, as SAM's masks do: no mask is better."""
+    by_kind: dict[str, list[float]] = {"all": []}
+    for index in (index for fold in parts for index in fold.test):
+        probe = bench.probes[index]
+        drawn = [drawn_truth(bench, index, view, prompt) for view, _ in probe.boxes.views for prompt in view.prompts]
+        config = bench.inspector.config.choose.model_copy(update={"duplicate_iou": 1.0})
+        found = union(probe.boxes.chosen(drawn, config), probe.label.original_hw)
+        for kind in ("all", probe.label.sample.defect_type):
+            by_kind.setdefault(kind, []).append(mask_iou(found, probe.truth()))
+    return {kind: {"boxes": float(np.mean(ious))} for kind, ious in by_kind.items()}
+
+
+def drawn_truth(bench: Bench, index: int, view: View, prompt: Prompt) -> Candidates:
+    """What a decoder that knows the truth would answer."""
+    assert prompt.region is not None
+    share = low_res(window(bench.labels[index].defects[prompt.region], view.crop_xyxy), view)
+    logits = np.repeat(8 * (share - 0.5)[None], 4, 0).astype(np.float32)
+    return Candidates(view, prompt, logits, np.ones(4, np.float32))
 
 
 def iou_errors(bench: Bench, index: int, sam: Sam) -> list[float]:

@@ -44,9 +44,9 @@ class Settings(Section):
     """Of a prompt's box, in units of the localizer's own errors on the labels."""
     empty: float = Field(0.1, ge=0, le=0.9)
     """Share of random boxes on good parts, which must give an empty mask."""
-    keep: float = Field(0, ge=0, le=1000)
+    keep: float = Field(20, ge=0, le=1000)
     """Weight of what the untuned network had right and the tuned one changes."""
-    leash: float = Field(0, ge=0, le=10)
+    leash: float = Field(0.05, ge=0, le=10)
     """How far each of the decoder's tensors may go, as a share of its norm; 0 for as far as it likes."""
     guard: bool = True
     """Held-out labels decide how far to go, and whether the untuned decoder stays."""
@@ -69,6 +69,8 @@ PRESETS: dict[str, Settings] = {
         iou_head=False,
         jitter=0,
         empty=0,
+        keep=0,
+        leash=0,
         guard=False,
     ),
     "sam": Settings(
@@ -79,6 +81,8 @@ PRESETS: dict[str, Settings] = {
         schedule="steps",
         jitter=0,
         empty=0,
+        keep=0,
+        leash=0,
         guard=False,
     ),
 }
