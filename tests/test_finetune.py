@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from segment_anything import sam_model_registry
+from segment_anything.modeling import ImageEncoderViT
 from torchvision.ops import sigmoid_focal_loss
 
 from sam_inspect.config import ChooseConfig, PromptConfig
@@ -28,7 +29,7 @@ from sam_inspect.finetune.probes import Probe, Question, box_errors
 from sam_inspect.finetune.scores import COLUMNS, figures_of, named, scored_masks
 from sam_inspect.finetune.settings import PRESETS, Settings, parse_curve, settings_of
 from sam_inspect.finetune.tuner import Point, Tuned, Tuner, best_point, worst_gain
-from sam_inspect.finetune.unfrozen import unfrozen
+from sam_inspect.finetune.unfrozen import moved, unfrozen
 from sam_inspect.finetune.views import Sizes, TrainingView, Turn, ViewMaker, jittered
 from sam_inspect.localize.boxes import GivenBox, GivenBoxes
 from sam_inspect.masks import filled_box
@@ -299,10 +300,10 @@ def test_an_encoder_that_may_move_does_and_is_put_into_the_network(sam: MobileSa
     settings = QUICK.model_copy(update={"unfreeze": how, "steps": 3, "keep": 1.0})
     state = fit_decoder(sam.network, pixels, [], NO_ERRORS, settings, progress=silent).snapshots[3]
     assert all(torch.equal(value, before[name]) for name, value in states(sam).items())
-    moved = {name for name in state if name.startswith("image_encoder.")}
-    assert ("image_encoder.neck.0.weight" in moved) == (how == "encoder")
-    assert "image_encoder.stages.2.blocks.0.attn.qkv.weight" in moved
-    changes = [state[name] - sam.tunable_tensors()[name] for name in moved]
+    names = {name for name in state if name.startswith("image_encoder.")}
+    assert ("image_encoder.neck.0.weight" in names) == (how == "encoder")
+    assert "image_encoder.stages.2.blocks.0.attn.qkv.weight" in names
+    changes = [state[name] - sam.tunable_tensors()[name] for name in names]
     assert all(bool(change.abs().max() > 0) for change in changes)
     if how == "encoder-lora":
         assert max(int(torch.linalg.matrix_rank(change, rtol=1e-3)) for change in changes) <= 4
@@ -315,11 +316,17 @@ def test_an_encoder_that_may_move_does_and_is_put_into_the_network(sam: MobileSa
     torch.testing.assert_close(next(iter(whole.encode(image, shown))).features, old.features)
 
 
-def test_a_low_rank_change_is_none_before_the_first_step(sam: MobileSam) -> None:
-    pixels = torch.randn(1, 3, 64, 64)
-    encoder = sam.network.image_encoder
-    with torch.no_grad():
-        torch.testing.assert_close(unfrozen(encoder, "encoder-lora", 0)(pixels), encoder(pixels))
+@pytest.mark.parametrize("name", ["mobile_sam", "a small ViT"])
+def test_a_low_rank_change_is_none_at_first_and_alone_takes_gradients(sam: MobileSam, name: str) -> None:
+    small = ImageEncoderViT(img_size=64, embed_dim=32, depth=2, num_heads=2, out_chans=8, use_rel_pos=True)
+    encoder = small.requires_grad_(False) if name == "a small ViT" else sam.network.image_encoder
+    pixels, moving = torch.randn(1, 3, 64, 64), unfrozen(encoder, "encoder-lora", 0)
+    torch.testing.assert_close(moving(pixels), encoder(pixels))
+    moving(pixels).square().mean().backward()
+    with_gradient = {key for key, value in moving.named_parameters() if value.grad is not None}
+    assert with_gradient == {key for key, _ in moving.named_parameters() if ".weight.0." in key}
+    layers = {key for key, module in encoder.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert set(moved(moving)) == {f"image_encoder.{key}.weight" for key in layers}
 
 
 def test_no_learning_rate_takes_the_decoder_further_than_its_leash(sam: MobileSam, views: list[TrainingView]) -> None:
