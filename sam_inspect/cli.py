@@ -63,6 +63,10 @@ def train(
     config: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="A ready recipe (default, fast, accurate) or a YAML file.")
     ] = "default",
+    from_anomalib: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A model.ckpt of the config's anomalib model; DATA then only calibrates it."),
+    ] = None,
     false_reject_rate: Rate = None,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -74,9 +78,11 @@ def train(
     """
     with session(quiet, json_logs) as progress:
         from sam_inspect.config import find_config
-        from sam_inspect.training import train_recipe
+        from sam_inspect.training import train_recipe, with_checkpoint
 
         chosen, rate = find_config(config), false_reject_rate
+        if from_anomalib is not None:
+            chosen = with_checkpoint(chosen, from_anomalib)
         trained = train_recipe(data, recipe, chosen, false_reject_rate=rate, device=device, progress=progress)
         print(trained.folder)
         say(f"trained; next: sam-inspect inspect IMAGES --recipe {recipe} --out results")

@@ -80,6 +80,16 @@ def train_recipe(
     return recipe
 
 
+def with_checkpoint(config: RecipeConfig, file: Path) -> RecipeConfig:
+    """The config with an anomalib model that is read from its checkpoint instead of fitted. Raises ConfigError."""
+    if config.localizer.name != "anomalib":
+        problem = f"--from-anomalib {file}: the config's localizer is {config.localizer.name}"
+        raise ConfigError(problem, "name a config of that model, such as --config patchcore")
+    args = config.localizer.args | {"checkpoint": str(file.absolute())}
+    localizer = config.localizer.model_copy(update={"args": args})
+    return config.model_copy(update={"localizer": localizer})
+
+
 def _readable(images: Sequence[Path], data: Path, progress: Progress) -> list[Path]:
     """Those that can be decoded; each other one is a warning."""
     good: list[Path] = []

@@ -1,0 +1,256 @@
+"""anomalib as we use it: a model by name with our known weights in its backbone, trained by anomalib's own `Engine`.
+
+Every import of anomalib stands here, inside functions: it takes ten seconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import shutil
+import tempfile
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from sam_inspect.errors import ConfigError, WeightsError
+from sam_inspect.networks.backbone import TIMM_NAMES
+from sam_inspect.progress import Progress
+from sam_inspect.weights import load_weights
+
+OURS = {timm_name.split(".")[0]: name for name, timm_name in TIMM_NAMES.items()}
+HEADS = ("head.", "classifier.", "fc.")
+PARTS = ("pre_processor", "post_processor", "evaluator", "visualizer")
+LOGGERS = ("anomalib", "lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric")
+Weights = dict[str, dict[str, str]]
+
+
+def build(name: str, args: Mapping[str, Any], size_px: int | None, found: Weights | None) -> Any:
+    """An anomalib model (`AnomalibModule`), untrained, without evaluator, visualizer and post-processor.
+
+    Args:
+        name: as anomalib lists it: `padim`, `patchcore`, `anomaly_dino`, ...
+        args: of its class.
+        size_px: side of the square to which it scales images; its own where None.
+        found: takes name, sha256 and source of known weights that were put into its backbones; None where weights
+            will be loaded anyway, and no pretrained ones are wanted.
+
+    Raises:
+        ConfigError: anomalib is not installed, or knows no such model or argument.
+        WeightsError: it wants weights that are neither known here nor reachable.
+    """
+    model_class = _class_of(name)
+    sized: dict[str, Any] = {}
+    if size_px is not None:
+        sized["pre_processor"] = model_class.configure_pre_processor((size_px, size_px))
+    with _quiet(), _backbones(found):
+        try:
+            return model_class(**args, **sized, evaluator=False, visualizer=False, post_processor=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"localizer.args.args: {name}: {error}", f"see anomalib's {model_class.__name__}"
+            ) from None
+
+
+def read_checkpoint(name: str, file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Arguments and network of an anomalib checkpoint; nothing in it is run.
+
+    Raises:
+        ConfigError: anomalib is not installed, or knows no such model.
+        WeightsError: it cannot be read, is no checkpoint, or holds more than tensors and plain data.
+    """
+    model_class = _class_of(name)
+    from anomalib.utils.serialization import anomalib_safe_globals
+
+    try:
+        with anomalib_safe_globals(extra=model_class.checkpoint_safe_globals()):
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        args, tensors = content["hyper_parameters"], content["state_dict"]
+    except UnpicklingError as error:
+        problem = f"{file}: holds objects that can run code when they are loaded ({str(error).splitlines()[0]})"
+        raise WeightsError(problem, "train the model again, with arguments that are plain data") from None
+    except Exception as error:  # a cut or foreign file raises anything
+        problem = f"{file}: is no checkpoint of anomalib ({type(error).__name__})"
+        raise WeightsError(problem, "give the model.ckpt that its Engine wrote") from None
+    network = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
+    return {key: value for key, value in args.items() if key not in PARTS}, network
+
+
+def train(
+    model: Any, images: Sequence[Path], trainer: Mapping[str, Any], seed: int, device: str, progress: Progress
+) -> None:
+    """Fits the model to good images by anomalib's `Engine` and `Folder`.
+
+    Raises:
+        WeightsError: it wants a file that cannot be fetched.
+    """
+    from anomalib.data import Folder
+    from anomalib.engine import Engine
+    from lightning import seed_everything
+
+    with tempfile.TemporaryDirectory() as folder, _quiet(), _shown(progress):
+        root = Path(folder)
+        for number, image in enumerate(images):
+            _put(image, root / "good" / f"{number:06d}{image.suffix}")
+        seed_everything(seed, verbose=False)
+        # The last image stands in as validation, without which Engine does not run; no threshold is taken from it.
+        _put(images[-1], root / "held" / images[-1].name)
+        data = Folder(
+            name="good parts",
+            root=root,
+            normal_dir="good",
+            normal_test_dir="held",
+            val_split_mode="same_as_test",
+            train_batch_size=1 if "EfficientAd" in type(model).__name__ else 8,
+            eval_batch_size=1,
+            num_workers=0,
+        )
+        engine = Engine(
+            callbacks=[_bar(progress, type(model).__name__)],
+            default_root_dir=root / "results",
+            logger=False,
+            accelerator="gpu" if device == "cuda" else "cpu",
+            devices=1,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **trainer,
+        )
+        try:
+            engine.fit(model, datamodule=data)
+        except (OSError, ConnectionError) as error:
+            raise WeightsError(
+                f"{type(model).__name__}: anomalib could not fetch what it wants ({error})",
+                "let it reach the network once, or bring the file that it names",
+            ) from error
+
+
+def _put(image: Path, place: Path) -> None:
+    place.parent.mkdir(exist_ok=True)
+    try:
+        place.symlink_to(image.absolute())
+    except OSError:  # not every file system has links
+        shutil.copyfile(image, place)
+
+
+def _class_of(name: str) -> Any:
+    """By any spelling that anomalib knows, and of any package that was imported: the direct subclasses of its base."""
+    try:
+        import anomalib.models  # noqa: F401  its import makes every model known
+        from anomalib.models.components import AnomalibModule
+    except ImportError:
+        raise ConfigError("localizer anomalib: anomalib is not installed", "install sam-inspect[anomalib]") from None
+    known = {model_class.__name__.lower(): model_class for model_class in AnomalibModule.__subclasses__()}
+    wanted = name.replace("_", "").lower()
+    if wanted not in known:
+        near = difflib.get_close_matches(wanted, known, n=3) or sorted(known)
+        raise ConfigError(f"anomalib has no model {name!r}", f"name one of {', '.join(near)}")
+    return known[wanted]
+
+
+@contextmanager
+def _backbones(found: Weights | None) -> Iterator[None]:
+    """Within it, timm's networks come with the weights that are known here, or with none where `found` is None."""
+    make = timm.create_model
+
+    def made(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
+        ours = OURS.get(name.split(".")[0])
+        network: nn.Module
+        if not pretrained or found is None:
+            network = make(name, pretrained=False, **options)
+        elif ours is not None:
+            network = make(name, pretrained=False, **options)
+            found[ours] = _put_weights(network, ours)
+        else:
+            network = _fetched(make, name, options)
+            found[name] = {"name": name, "sha256": "", "source": "timm"}
+        return network
+
+    with _replaced(timm, "create_model", made):
+        yield
+
+
+def _put_weights(network: nn.Module, name: str) -> dict[str, str]:
+    loaded = load_weights(name)
+    answer = network.load_state_dict(dict(loaded.tensors), strict=False)
+    missing = [key for key in answer.missing_keys if not key.startswith(HEADS)]
+    if missing:
+        raise WeightsError(f"weights {name}: lack {missing[0]}, which anomalib's backbone has", "name another backbone")
+    return {"name": name, "sha256": loaded.sha256, "source": loaded.source}
+
+
+def _fetched(make: Any, name: str, options: Mapping[str, Any]) -> nn.Module:
+    try:
+        network: nn.Module = make(name, pretrained=True, **options)
+        return network
+    except Exception as error:  # of whatever the hub's client is built on
+        source = timm.get_pretrained_cfg(name)
+        where = (source.hf_hub_id or source.url) if source else "timm's hub"
+        raise WeightsError(
+            f"backbone {name}: its weights ({where}) cannot be fetched ({type(error).__name__})",
+            f"put them into the Hugging Face cache, or name one that is known here: {', '.join(OURS)}",
+        ) from error
+
+
+def _bar(progress: Progress, what: str) -> Any:
+    """A Lightning callback that moves our progress on."""
+    from lightning.pytorch import Callback
+
+    class Bar(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            total = max(1, int(trainer.estimated_stepping_batches))
+            self.steps = progress(range(total), f"anomalib trains {what}", total)
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            next(self.steps, None)
+
+        def on_train_end(self, *_: Any) -> None:
+            deque(self.steps, 0)
+
+    return Bar()
+
+
+@contextmanager
+def _shown(progress: Progress) -> Iterator[None]:
+    """Within it, the coreset's own bar is ours: it cannot be switched off otherwise."""
+    from anomalib.models.components.sampling import k_center_greedy
+
+    def shown(items: Iterable[int], desc: str) -> Iterator[int]:
+        every = list(items)
+        return progress(every, desc.rstrip(".").lower(), len(every))
+
+    with _replaced(k_center_greedy, "tqdm", shown):
+        yield
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what anomalib, Lightning and their libraries tell developers."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
