@@ -157,6 +157,22 @@ class Inspector:
         outlines = choose(candidates, localization, every_box)
         return [measure(outline, self.config.judge.pixel_size_mm) for outline in outlines]
 
+    def refine(self, image: NDArray[np.uint8], found: Localization, threshold: float) -> Inspection:
+        """SAM's outlines of what a map shows, whoever drew it; SAM does not run where nothing exceeds the threshold.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            found: with a map of the whole image.
+            threshold: in the map's unit.
+        """
+        if found.anomaly_map is None:
+            raise ValueError("Inspector.refine: there is no map to refine")
+        regions = find_regions(found.anomaly_map, found.original_hw, threshold, self.config.prompt)
+        localization = replace(found, regions=regions)
+        views = plan_views(regions, localization.original_hw, self.config.prompt)
+        candidates = self.segmenter.segment(image, views) if views else []
+        return judge(choose(candidates, localization, self.config.choose), localization, threshold, self.config.judge)
+
     def _inspect(self, image: NDArray[np.uint8], name: str, read_ms: float) -> Inspection:
         """The whole of it."""
         clock = _Clock(read_ms)

@@ -51,7 +51,7 @@ def build(name: str, args: Mapping[str, Any], size_px: int | None, found: Weight
     sized: dict[str, Any] = {}
     if size_px is not None:
         sized["pre_processor"] = model_class.configure_pre_processor((size_px, size_px))
-    with _quiet(), _backbones(found):
+    with _quiet(), known_weights(found):
         try:
             return model_class(**args, **sized, evaluator=False, visualizer=False, post_processor=False)
         except (TypeError, ValueError) as error:
@@ -156,8 +156,18 @@ def _class_of(name: str) -> Any:
 
 
 @contextmanager
-def _backbones(found: Weights | None) -> Iterator[None]:
-    """Within it, timm's networks come with the weights that are known here, or with none where `found` is None."""
+def known_weights(found: Weights | None) -> Iterator[None]:
+    """Within it, timm's networks come with the weights that are known here, so that anomalib's backbones do.
+
+    Others are fetched as timm fetches them. Where `found` is None none comes with any.
+
+    Args:
+        found: takes name, sha256 and source of what was put into a network.
+
+    Raises:
+        WeightsError: weights are neither known here nor reachable.
+        WeightsMissing: they are known here, and not fetched yet.
+    """
     make = timm.create_model
 
     def made(name: str, pretrained: bool = False, **options: Any) -> nn.Module:

@@ -83,15 +83,18 @@ class AnomalibModel:
 
     def localize(self, image: NDArray[np.uint8]) -> Localization:
         """See `Localizer.localize`; the map in the model's own unit, neither scaled nor cut. Its peak is the score."""
-        (anomaly_map,) = self.distances(image)
-        dy, dx = (offset * side for offset, side in zip(self.offset_yx, anomaly_map.shape, strict=True))
-        if dy or dx:
-            move = np.array([[1, 0, -dx], [0, 1, -dy]], np.float64)
-            size = anomaly_map.shape[::-1]
-            anomaly_map = cv2.warpAffine(
-                anomaly_map, move, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-            ).astype(np.float32)
+        anomaly_map = self.moved(self.distances(image)[0], self.offset_yx)
         return Localization(image.shape[:2], float(anomaly_map.max()), anomaly_map=anomaly_map)
+
+    @staticmethod
+    def moved(anomaly_map: Map, offset_yx: tuple[float, float]) -> Map:
+        """A map put where it belongs: up and left by shares of its sides."""
+        dy, dx = (offset * side for offset, side in zip(offset_yx, anomaly_map.shape, strict=True))
+        if not dy and not dx:
+            return anomaly_map
+        move, size = np.array([[1, 0, -dx], [0, 1, -dy]], np.float64), anomaly_map.shape[::-1]
+        placed = cv2.warpAffine(anomaly_map, move, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return np.asarray(placed, np.float32)
 
     @torch.inference_mode()
     def distances(self, image: NDArray[np.uint8]) -> list[Map]:

@@ -1,0 +1,188 @@
+"""Our refinement in anomalib's world: its Engine, its metrics, its checkpoints, SAM's masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import jaccard_score
+
+from sam_inspect.config import RecipeConfig, validated
+from sam_inspect.masks import union
+from sam_inspect.metrics import mask_iou
+from sam_inspect.pipeline import Inspector
+from sam_inspect.progress import silent
+from sam_inspect.training import train_recipe, with_checkpoint
+
+PADIM = {"backbone": "resnet18", "pre_trained": False, "layers": ["layer1"], "n_features": 30}
+
+
+@pytest.fixture(scope="module")
+def plates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MVTec layout of plates, 96 x 128 pixels: six good to learn, two good and four with a hole to test."""
+    root = tmp_path_factory.mktemp("plates")
+    for number in range(12):
+        rng = np.random.default_rng(number)
+        pixels, mask = rng.normal(140, 6, (96, 128, 3)), np.zeros((96, 128), np.uint8)
+        if number >= 8:
+            y, x = (int(v) for v in rng.integers(10, 60, 2))
+            mask[y : y + 18, x : x + 24] = 255
+            pixels[mask > 0] = 25
+        part = "train/good" if number < 6 else "test/good" if number < 8 else "test/hole"
+        for folder in (root / part, root / "ground_truth/hole"):
+            folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(root / part / f"{number:03d}.png")
+        if number >= 8:
+            Image.fromarray(mask).save(root / "ground_truth/hole" / f"{number:03d}.png")
+    return root
+
+
+def data_of(root: Path) -> Any:
+    from anomalib.data import Folder
+
+    return Folder(
+        "plates",
+        root=root,
+        normal_dir="train/good",
+        normal_test_dir="test/good",
+        abnormal_dir="test/hole",
+        mask_dir="ground_truth/hole",
+        val_split_mode="same_as_test",
+        num_workers=0,
+        train_batch_size=3,
+        eval_batch_size=3,
+    )
+
+
+def engine(folder: Path) -> Any:
+    from anomalib.engine import Engine
+
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    return Engine(default_root_dir=folder, accelerator="cpu", devices=1, **quiet)
+
+
+def fitted(model: Any, root: Path, folder: Path) -> tuple[Any, dict[str, float]]:
+    from lightning import seed_everything
+
+    seed_everything(0, verbose=False)
+    runner = engine(folder)
+    runner.fit(model, datamodule=data_of(root))
+    return runner, runner.test(model, datamodule=data_of(root), verbose=False)[0]
+
+
+@pytest.fixture(scope="module")
+def refined(plates: Path, tmp_path_factory: pytest.TempPathFactory, weights: Callable[[str], Any]) -> tuple[Any, ...]:
+    """The wrapped model after fit and test, its engine and its results."""
+    import sam_inspect_anomalib  # noqa: F401  makes the model known
+    from anomalib.models import get_model
+    from lightning import seed_everything
+
+    weights("mobile_sam")
+    seed_everything(0, verbose=False)
+    model = get_model("sam_refined", detector="padim", detector_args=PADIM, visualizer=False)
+    return model, *fitted(model, plates, tmp_path_factory.mktemp("refined"))
+
+
+@pytest.fixture(scope="module")
+def plain(plates: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    """The same model as anomalib has it."""
+    from anomalib.models import Padim
+    from lightning import seed_everything
+
+    seed_everything(0, verbose=False)
+    model = Padim(**PADIM, visualizer=False)
+    return model, *fitted(model, plates, tmp_path_factory.mktemp("plain"))
+
+
+def test_masks_are_sams_and_scores_and_maps_are_anomalibs(refined: tuple[Any, ...], plain: tuple[Any, ...]) -> None:
+    ours, theirs = refined[2], plain[2]
+    for name in ("image_AUROC", "pixel_AUROC", "image_F1Score"):
+        assert ours[name] == pytest.approx(theirs[name], abs=1e-4), name
+    assert ours["pixel_F1Score"] > theirs["pixel_F1Score"]
+    assert ours["full_MaskIoU"] > 0.9
+    assert ours["full_RegionF1"] == 1.0
+
+
+def test_the_model_is_listed_by_anomalib(refined: tuple[Any, ...]) -> None:
+    from anomalib.models import list_models
+
+    assert "sam_refined" in list_models()
+    assert refined[0].name == "SamRefined_Padim"
+
+
+def test_predictions_carry_masks_at_both_sizes(refined: tuple[Any, ...], plates: Path) -> None:
+    from anomalib.data import PredictDataset
+
+    model, runner, _ = refined
+    batches = runner.predict(model, dataset=PredictDataset(plates / "test/hole"))
+    pairs = [pair for batch in batches for pair in zip(batch.image_path, batch.full_pred_mask, strict=True)]
+    found = {Path(path).name: mask for path, mask in pairs}
+    assert len(found) == 4
+    for name, mask in found.items():
+        truth = np.array(Image.open(plates / "ground_truth/hole" / name)) > 0
+        assert mask_iou(mask, truth) > 0.9
+    assert batches[0].pred_mask.shape[-2:] == (256, 256)
+    assert batches[0].pred_mask.dtype == torch.bool
+
+
+def test_a_checkpoint_gives_the_same_results(refined: tuple[Any, ...], plates: Path, tmp_path: Path) -> None:
+    from sam_inspect_anomalib import SamRefined
+
+    _, runner, results = refined
+    runner.trainer.save_checkpoint(tmp_path / "model.ckpt")
+    again = SamRefined.load_from_checkpoint(tmp_path / "model.ckpt")
+    found = engine(tmp_path).test(again, datamodule=data_of(plates), verbose=False)[0]
+    assert found == pytest.approx(results, abs=1e-4)
+
+
+def test_one_recipe_gives_the_same_masks_here_and_there(
+    plain: tuple[Any, ...], plates: Path, tmp_path: Path, weights: Callable[[str], Any]
+) -> None:
+    from anomalib.data import PredictDataset
+    from anomalib.models import Padim
+    from sam_inspect_anomalib import SamPostProcessor
+
+    weights("mobile_sam")
+    plain[1].trainer.save_checkpoint(tmp_path / "model.ckpt")
+    config = validated(RecipeConfig, {"localizer": {"name": "anomalib", "args": {"model": "padim"}}}, "test")
+    recipe = tmp_path / "recipe"
+    train_recipe(plates, recipe, with_checkpoint(config, tmp_path / "model.ckpt"), progress=silent)
+    post = SamPostProcessor(recipe=str(recipe))
+    model = Padim.load_from_checkpoint(tmp_path / "model.ckpt", post_processor=post)
+    model.visualizer = None
+    (batch,) = engine(tmp_path).predict(model, dataset=PredictDataset(plates / "test/hole"))[:1]
+    found = Inspector.from_recipe(recipe).inspect(batch.image_path[0])
+    assert found.defects
+    own = union((defect.mask for defect in found.defects), (96, 128))
+    assert mask_iou(batch.full_pred_mask[0], own) == 1.0
+
+
+def test_metrics_equal_independent_ones() -> None:
+    from anomalib.metrics.aupro import _AUPRO
+    from sam_inspect_anomalib.metrics import _ExactAUPRO, _MeanIoU, _Over75, _RegionF1
+
+    rng = np.random.default_rng(0)
+    truth = np.zeros((4, 40, 50), bool)
+    truth[0, 5:15, 5:20], truth[0, 25:35, 30:45], truth[2, 10:30, 10:12] = True, True, True
+    predicted = truth.copy()
+    predicted[0, 5:15, 5:8] = False
+    predicted[0, 30:35, 30:45] = False
+    predicted[1, 0:4, 0:4] = True
+    mean, over, regions = _MeanIoU(), _Over75(), _RegionF1()
+    for metric in (mean, over, regions):
+        for part in (slice(0, 2), slice(2, 4)):
+            metric.update(torch.from_numpy(predicted[part]), torch.from_numpy(truth[part]))
+    ious = [jaccard_score(truth[i].ravel(), predicted[i].ravel()) for i in (0, 2)]
+    assert float(mean.compute()) == pytest.approx(np.mean(ious), abs=1e-6)
+    assert float(over.compute()) == pytest.approx(2 / 3)  # 0.8, 0.5 and 1
+    assert float(regions.compute()) == pytest.approx(2 * 2 / (3 + 4))
+    maps = rng.random((4, 40, 50)).astype(np.float32) + 0.3 * truth
+    ours, theirs = _ExactAUPRO(), _AUPRO()
+    ours.update(torch.from_numpy(maps), torch.from_numpy(truth))
+    theirs.update(torch.from_numpy(maps), torch.from_numpy(truth).int())
+    assert float(ours.compute()) == pytest.approx(float(theirs.compute()), abs=1e-5)
