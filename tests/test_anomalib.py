@@ -20,6 +20,7 @@ from sam_inspect.errors import ConfigError, WeightsError
 from sam_inspect.localize.anomalib_engine import build, read_checkpoint, train
 from sam_inspect.localize.anomalib_model import AnomalibArgs, AnomalibModel, frame_of, held_out
 from sam_inspect.progress import silent
+from sam_inspect.testing import check_localizer
 
 PADIM = {
     "model": "padim",
@@ -59,6 +60,10 @@ def test_a_padim_marks_the_hole_and_scores_it_above_good_parts(fitted: tuple[Ano
     y, x = np.unravel_index(found.anomaly_map.argmax(), found.anomaly_map.shape)
     assert 60 <= (y + 0.5) * 96 / rows <= 75
     assert 90 <= (x + 0.5) * 128 / columns <= 110
+
+
+def test_it_keeps_the_contract_of_localizers(plates: list[Path]) -> None:
+    check_localizer(AnomalibModel, plates, PADIM)
 
 
 def test_what_it_learned_is_kept_as_tensors(fitted: tuple[AnomalibModel, Any], plates: Any) -> None:
