@@ -30,7 +30,7 @@ from sam_inspect.records import Localization
 
 FEW, FOLDS = 30, 3
 HELD_SHARE, MOST_HELD = 5, 60
-PLANTED_IMAGES, PLANTED_CELLS = 3, 32
+PLANTED_IMAGES, PLANTED_CELLS = 3, 60
 Map = NDArray[np.float32]
 log = logging.getLogger(__name__)
 
