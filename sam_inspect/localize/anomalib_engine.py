@@ -29,7 +29,15 @@ from sam_inspect.weights import load_weights
 OURS = {timm_name.split(".")[0]: name for name, timm_name in TIMM_NAMES.items()}
 HEADS = ("head.", "classifier.", "fc.")
 PARTS = ("pre_processor", "post_processor", "evaluator", "visualizer")
-LOGGERS = ("anomalib", "lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric")
+LOGGERS = (
+    "anomalib",
+    "lightning",
+    "lightning.pytorch",
+    "lightning.fabric",
+    "lightning_fabric",
+    "huggingface_hub",
+)
+BATCH = 8
 Weights = dict[str, dict[str, str]]
 
 
@@ -92,30 +100,14 @@ def train(
     Raises:
         WeightsError: it wants a file that cannot be fetched.
     """
-    from anomalib.data import Folder
     from anomalib.engine import Engine
     from lightning import seed_everything
 
-    with tempfile.TemporaryDirectory() as folder, _quiet(), _shown(progress):
-        root = Path(folder)
-        for number, image in enumerate(images):
-            _put(image, root / "good" / f"{number:06d}{image.suffix}")
+    with tempfile.TemporaryDirectory() as folder, _quiet(), _shown(progress), _named_downloads():
         seed_everything(seed, verbose=False)
-        # The last image stands in as validation, without which Engine does not run; no threshold is taken from it.
-        _put(images[-1], root / "held" / images[-1].name)
-        data = Folder(
-            name="good parts",
-            root=root,
-            normal_dir="good",
-            normal_test_dir="held",
-            val_split_mode="same_as_test",
-            train_batch_size=1 if "EfficientAd" in type(model).__name__ else 8,
-            eval_batch_size=1,
-            num_workers=0,
-        )
         engine = Engine(
             callbacks=[_bar(progress, type(model).__name__)],
-            default_root_dir=root / "results",
+            default_root_dir=Path(folder) / "results",
             logger=False,
             accelerator="gpu" if device == "cuda" else "cpu",
             devices=1,
@@ -123,13 +115,36 @@ def train(
             enable_model_summary=False,
             **trainer,
         )
-        try:
-            engine.fit(model, datamodule=data)
-        except (OSError, ConnectionError) as error:
-            raise WeightsError(
-                f"{type(model).__name__}: anomalib could not fetch what it wants ({error})",
-                "let it reach the network once, or bring the file that it names",
-            ) from error
+        engine.fit(model, datamodule=_folder(images, Path(folder), 1 if isinstance(model, _one_by_one()) else BATCH))
+
+
+def _folder(images: Sequence[Path], root: Path, batch: int) -> Any:
+    """anomalib's `Folder` over links to the images.
+
+    The last one stands in as validation, without which Engine does not run; no threshold is taken from it.
+    """
+    from anomalib.data import Folder
+
+    for number, image in enumerate(images):
+        _put(image, root / "good" / f"{number:06d}{image.suffix}")
+    _put(images[-1], root / "held" / images[-1].name)
+    return Folder(
+        name="good parts",
+        root=root,
+        normal_dir="good",
+        normal_test_dir="held",
+        val_split_mode="same_as_test",
+        train_batch_size=batch,
+        eval_batch_size=1,
+        num_workers=0,
+    )
+
+
+def _one_by_one() -> type:
+    """The model that refuses larger batches."""
+    from anomalib.models import EfficientAd
+
+    return EfficientAd
 
 
 def _put(image: Path, place: Path) -> None:
@@ -237,6 +252,24 @@ def _shown(progress: Progress) -> Iterator[None]:
         return progress(every, desc.rstrip(".").lower(), len(every))
 
     with _replaced(k_center_greedy, "tqdm", shown):
+        yield
+
+
+@contextmanager
+def _named_downloads() -> Iterator[None]:
+    """Within it, a file that anomalib cannot download is named: which, from where, and where to put it."""
+    from anomalib.data.utils import download
+
+    fetch = download.urlretrieve
+
+    def fetched(url: str, filename: Any, **options: Any) -> Any:
+        try:
+            return fetch(url, filename=filename, **options)
+        except OSError as error:
+            remedy = f"put that file there yourself: {Path(filename).absolute()}"
+            raise WeightsError(f"{url} cannot be fetched ({error})", remedy) from None
+
+    with _replaced(download, "urlretrieve", fetched):
         yield
 
 
