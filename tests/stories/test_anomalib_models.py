@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "anomalib.md"
 PADIM = {
     "model": "padim",
     "args": {"backbone": "resnet18", "pre_trained": False, "layers": ["layer1"], "n_features": 30},
@@ -22,6 +27,37 @@ def plate(number: int, hole: bool = False) -> Image.Image:
     if hole:
         pixels[60:75, 90:110] = 20
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def test_the_docs_command_trains_and_tests_through_anomalibs_own_cli(
+    tmp_path: Path, weights: Callable[[str], Any]
+) -> None:
+    weights("mobile_sam")
+    for number in range(9):
+        part = "train/good" if number < 4 else "test/good" if number < 6 else "test/hole"
+        (tmp_path / "bottle" / part).mkdir(parents=True, exist_ok=True)
+        plate(number, hole=number >= 6).save(tmp_path / "bottle" / part / f"{number:03d}.png")
+    truth = np.zeros((96, 128), np.uint8)
+    truth[60:75, 90:110] = 255
+    (tmp_path / "bottle/ground_truth/hole").mkdir(parents=True)
+    for number in (6, 7, 8):
+        Image.fromarray(truth).save(tmp_path / f"bottle/ground_truth/hole/{number:03d}_mask.png")
+    (command,) = re.findall(r"^(anomalib train .*SamRefined.*)$", DOCS.read_text(encoding="utf-8"), re.M)
+    small = [
+        "--model.detector_args",
+        json.dumps(PADIM["args"]),
+        "--data.root",
+        str(tmp_path),
+        "--data.num_workers",
+        "0",
+    ]
+    words = [*shlex.split(command), *small, "--trainer.accelerator", "cpu"]
+    words[0] = str(Path(sys.executable).with_name("anomalib"))
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"full_RegionF1\s*│\s*1\.0", done.stdout), done.stdout
+    pictures = list((tmp_path / "results").rglob("images/**/*.png"))
+    assert pictures
 
 
 def test_an_anomalib_model_is_trained_and_inspects(
