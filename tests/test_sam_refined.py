@@ -140,6 +140,19 @@ def test_a_checkpoint_gives_the_same_results(refined: tuple[Any, ...], plates: P
     assert found == pytest.approx(results, abs=1e-4)
 
 
+def test_an_export_is_the_detector_with_its_threshold(refined: tuple[Any, ...], plates: Path, tmp_path: Path) -> None:
+    from anomalib.deploy import ExportType
+
+    model, runner, _ = refined
+    file = runner.export(model, ExportType.TORCH, export_root=tmp_path)
+    assert file.stat().st_size < 80e6  # SAM alone is 40 MB; the detector's covariances are the rest
+    exported = torch.load(file, weights_only=False)["model"].eval()  # our own file
+    pixels = torch.from_numpy(np.array(Image.open(plates / "test/hole/008.png"))).permute(2, 0, 1)[None] / 255
+    answer = exported(pixels)
+    assert answer.pred_mask.any()
+    assert answer.pred_label.item()
+
+
 def test_one_recipe_gives_the_same_masks_here_and_there(
     plain: tuple[Any, ...], plates: Path, tmp_path: Path, weights: Callable[[str], Any]
 ) -> None:

@@ -44,6 +44,10 @@ class SamPostProcessor(PostProcessor):
         self.recipe, self.threshold = recipe, threshold
         self._inspector: Inspector | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without SAM: an exported model is pickled whole, and cannot run it."""
+        return self.__dict__ | {"_inspector": None}
+
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
         return (*super()._checkpoint_config_keys, "recipe", "threshold")
