@@ -112,25 +112,38 @@ class AnomalibModel:
         parsed = validated(AnomalibArgs, dict(args), "localizer.args")
         weights: Weights = {}
         if parsed.checkpoint is not None:
-            file = Path(parsed.checkpoint)
-            own, tensors = read_checkpoint(parsed.model, file)
-            parsed = parsed.model_copy(update={"args": own | parsed.args})
-            localizer = cls(parsed, _loaded(parsed, tensors, str(file)), device)
-            splits: list[tuple[list[Path], list[Path]]] = [([], list(images))]
+            localizer = cls._read(parsed, Path(parsed.checkpoint), device)
+            maps = localizer._maps(images, progress)
         else:
-            splits = held_out(images, parsed.seed)
-        maps: list[Map] = []
-        for learned, held in splits:
-            if learned:
-                localizer = cls._fitted(parsed, learned, weights, device, progress)
-            named = progress(held, "held-out good parts", len(held))
-            maps += [_map(localizer.localize(read_image(path))) for path in named]
-        if len(splits) > 1:
-            localizer = cls._fitted(parsed, images, weights, device, progress)
+            localizer, maps = cls._cross_fitted(parsed, images, weights, device, progress)
         localizer.offset_yx = localizer._measured(images[:PLANTED_IMAGES])
         scores = np.array([found.max() for found in maps], np.float32)
         pixels = np.quantile(np.concatenate([found.ravel() for found in maps]), np.linspace(0, 1, 1001))
         return localizer, Fit(scores, pixels.astype(np.float32), weights)
+
+    @classmethod
+    def _read(cls, args: AnomalibArgs, file: Path, device: str) -> Self:
+        """The model of a checkpoint."""
+        own, tensors = read_checkpoint(args.model, file)
+        args = args.model_copy(update={"args": own | args.args})
+        return cls(args, _loaded(args, tensors, str(file)), device)
+
+    @classmethod
+    def _cross_fitted(
+        cls, args: AnomalibArgs, images: Sequence[Path], weights: Weights, device: str, progress: Progress
+    ) -> tuple[Self, list[Map]]:
+        """A fitted model, and the maps of good parts by a fit that had not seen them."""
+        maps: list[Map] = []
+        splits = held_out(images, args.seed)
+        for learned, held in splits:
+            localizer = cls._fitted(args, learned, weights, device, progress)
+            maps += localizer._maps(held, progress)
+        return localizer if len(splits) == 1 else cls._fitted(args, images, weights, device, progress), maps
+
+    def _maps(self, images: Sequence[Path], progress: Progress) -> list[Map]:
+        """The map of each good part."""
+        named = progress(images, "held-out good parts", len(images))
+        return [self.distances(read_image(path))[0] for path in named]
 
     @classmethod
     def _fitted(
@@ -216,8 +229,3 @@ def _loaded(args: AnomalibArgs, tensors: Mapping[str, Tensor], source: str) -> A
             f"{source}: its tensors do not fit anomalib's {args.model} ({reason})", "train it again"
         ) from None
     return model
-
-
-def _map(found: Localization) -> Map:
-    assert found.anomaly_map is not None
-    return found.anomaly_map
