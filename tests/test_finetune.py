@@ -411,20 +411,21 @@ def test_what_makes_a_type_worse_never_ships() -> None:
     assert best_point([untuned, point(1, 0.9, -0.01), point(0.5, 0.59, 0.1)]) is untuned
 
 
-def test_of_decoders_alike_the_one_nearest_to_the_untuned_ships() -> None:
-    points = [point(0, 0.6, 0), point(1, 0.7, 0), point(0.5, 0.695, 0), point(0.3, 0.68, 0)]
-    assert best_point(points).share == 0.5
+def test_of_decoders_alike_the_one_of_all_steps_ships() -> None:
+    early = Point(5, 1.0, 0.7, 0.7, 0)
+    assert best_point([point(0, 0.6, 0), early, point(0.5, 0.692, 0), point(1, 0.695, 0)]).share == 1
+    assert best_point([point(0, 0.6, 0), early, point(0.5, 0.68, 0)]) is early
 
 
-def test_noise_is_the_standard_error_over_parts() -> None:
+def test_noise_is_two_standard_errors_over_parts() -> None:
     alone = [label("a"), label("b")]
-    assert worst_gain([-0.03, -0.03], alone) == (pytest.approx(-0.01), "hole")
+    assert worst_gain([-0.03, -0.03], alone, 0.02) == (pytest.approx(-0.01), "hole")
     parts = [label(f"{i}") for i in range(4)]
     gains = [-0.1, 0.0, -0.2, 0.1]
-    assert worst_gain(gains, parts)[0] == pytest.approx(-0.05 + np.std(gains, ddof=1) / 2)
+    assert worst_gain(gains, parts, 0)[0] == pytest.approx(-0.05 + np.std(gains, ddof=1))
     pictures = [label(f"{i}{j}", group=f"{i}") for i in range(4) for j in range(3)]
-    assert worst_gain(np.repeat(gains, 3).tolist(), pictures)[0] == pytest.approx(worst_gain(gains, parts)[0])
-    assert worst_gain([0.5, -0.5], [label("a", "crack"), label("b", "hole")])[1] == "hole"
+    assert worst_gain(np.repeat(gains, 3).tolist(), pictures, 0)[0] == pytest.approx(worst_gain(gains, parts, 0)[0])
+    assert worst_gain([0.5, -0.5], [label("a", "crack"), label("b", "hole")], 0)[1] == "hole"
 
 
 def test_a_tuned_decoder_belongs_to_its_base(sam: MobileSam) -> None:

@@ -136,7 +136,7 @@ def _unless_worse(tuned: Tuned, scored: Sequence[Scored], untuned_choose: Choose
         sum(each.scores[after].iou - each.scores[before].iou for before, after in GAINS.values()) / len(GAINS)
         for each in scored
     ]
-    worst, kind = worst_gain(gains, [each.label for each in scored], FEW_HELD_OUT, errors=2)
+    worst, kind = worst_gain(gains, [each.label for each in scored], FEW_HELD_OUT)
     if worst >= 0:
         return tuned
     word = f"worse on held-out {kind} beyond noise: the untuned decoder stays ({tuned.word})"

@@ -42,6 +42,7 @@ PARTS, MANY_PARTS, MANY = 2, 5, 30
 FEW = 3
 NOISE = 0.02
 ALIKE = 0.01
+ERRORS = 2  # Standard errors that count as noise: 95 % confidence.
 GOOD_VIEWS = 2
 PREDICTED_IOUS, LEAST_SHARES, WORTH = (0.1, 0.3, 1.0), (0.4, 0.45, 0.5, 0.55, 0.6), 0.01
 TIMED_STEPS = 5
@@ -234,7 +235,7 @@ class Tuner:
         untuned: Mapping[int, NDArray[np.float64]],
     ) -> Point:
         gains = [float((iou - untuned[index]).mean()) for index, iou in ious.items()]
-        worst, _ = worst_gain(gains, [self.labels[index] for index in ious])
+        worst, _ = worst_gain(gains, [self.labels[index] for index in ious], NOISE)
         boxes, found = np.mean(list(ious.values()), axis=0)
         return Point(*key, float(boxes), float(found), worst)
 
@@ -317,8 +318,8 @@ class Tuner:
 def best_point(points: Sequence[Point]) -> Point:
     """Of the decoders that make no type worse the best; the untuned one where none is better.
 
-    Among those whose mean IoU is within 0.01 of the best, the one with the least share and then the fewest steps: a few
-    labels do not tell them apart, and what is nearer to the untuned decoder spoils less of what they do not show.
+    Among those whose mean IoU is within 0.01 of the best, which a few labels do not tell apart, the one of the most
+    steps: its learning rate has fallen to nothing. Of several shares of it the best.
 
     Args:
         points: the untuned one first.
@@ -328,31 +329,29 @@ def best_point(points: Sequence[Point]) -> Point:
     if highest <= points[0].iou:
         return points[0]
     alike = (point for point in allowed if point.iou >= highest - ALIKE)
-    return min(alike, key=lambda point: (point.share, point.steps))
+    return max(alike, key=lambda point: (point.steps, point.iou))
 
 
-def worst_gain(
-    gains: Sequence[float], labels: Sequence[Label], few: float = NOISE, errors: float = 1
-) -> tuple[float, str]:
+def worst_gain(gains: Sequence[float], labels: Sequence[Label], few: float) -> tuple[float, str]:
     """Of all defect types the least mean gain beyond noise, and the type; below 0 it came out worse.
 
-    Noise is the standard error over parts: pictures of one part come out alike. For fewer than three parts it is `few`.
+    Noise is two standard errors over parts: pictures of one part come out alike. For fewer than three parts it is
+    `few`.
 
     Args:
         gains: (n,) what each image gained.
         labels: (n,) the images.
         few: of a gain.
-        errors: standard errors that count as noise; 2 for 95 % confidence.
     """
     by_type: dict[str, dict[str, list[float]]] = {}
     for gain, label in zip(gains, labels, strict=True):
         by_type.setdefault(label.sample.defect_type, {}).setdefault(label.group, []).append(gain)
-    return min((_beyond_noise(list(groups.values()), few, errors), kind) for kind, groups in by_type.items())
+    return min((_beyond_noise(list(groups.values()), few), kind) for kind, groups in by_type.items())
 
 
-def _beyond_noise(gains_of_parts: Sequence[Sequence[float]], few: float, errors: float) -> float:
+def _beyond_noise(gains_of_parts: Sequence[Sequence[float]], few: float) -> float:
     means = [float(np.mean(gains)) for gains in gains_of_parts]
-    noise = errors * float(np.std(means, ddof=1) / np.sqrt(len(means))) if len(means) >= FEW else few
+    noise = ERRORS * float(np.std(means, ddof=1) / np.sqrt(len(means))) if len(means) >= FEW else few
     return float(np.mean(np.concatenate(gains_of_parts))) + noise
 
 
