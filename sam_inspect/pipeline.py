@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from sam_inspect.choose import choose
-from sam_inspect.config import RecipeConfig
+from sam_inspect.config import ChooseConfig, RecipeConfig
 from sam_inspect.errors import ConfigError, ImageError, UsageError
 from sam_inspect.files import absolute
 from sam_inspect.images import read_image
@@ -25,7 +25,7 @@ from sam_inspect.localize.boxes import GivenBox, GivenBoxes
 from sam_inspect.plugins import broken_contract, load_plugin
 from sam_inspect.prompt import find_regions, plan_views
 from sam_inspect.recipe import BASE, Recipe, load_recipe
-from sam_inspect.records import Defect, Inspection, Localization
+from sam_inspect.records import Defect, Inspection, Localization, Outline
 from sam_inspect.segment import Segmenter, Tunable
 
 Source = str | Path | bytes | NDArray[Any]
@@ -151,10 +151,8 @@ class Inspector:
             boxes: x0, y0, x1, y1 in pixels.
         """
         localization = GivenBoxes([GivenBox(box, None) for box in boxes]).localize(image)
-        views = plan_views(localization.regions, localization.original_hw, self.config.prompt)
-        candidates = self.segmenter.segment(image, views)
         every_box = self.config.choose.model_copy(update={"duplicate_iou": 1.0})
-        outlines = choose(candidates, localization, every_box)
+        outlines = self._outlines(image, localization, every_box)
         return [measure(outline, self.config.judge.pixel_size_mm) for outline in outlines]
 
     def refine(self, image: NDArray[np.uint8], found: Localization, threshold: float) -> Inspection:
@@ -169,9 +167,13 @@ class Inspector:
             raise ValueError("Inspector.refine: there is no map to refine")
         regions = find_regions(found.anomaly_map, found.original_hw, threshold, self.config.prompt)
         localization = replace(found, regions=regions)
-        views = plan_views(regions, localization.original_hw, self.config.prompt)
-        candidates = self.segmenter.segment(image, views) if views else []
-        return judge(choose(candidates, localization, self.config.choose), localization, threshold, self.config.judge)
+        outlines = self._outlines(image, localization, self.config.choose)
+        return judge(outlines, localization, threshold, self.config.judge)
+
+    def _outlines(self, image: NDArray[np.uint8], localization: Localization, config: ChooseConfig) -> list[Outline]:
+        """SAM's outline of each region; it does not run where there is none."""
+        views = plan_views(localization.regions, localization.original_hw, self.config.prompt)
+        return choose(self.segmenter.segment(image, views) if views else [], localization, config)
 
     def _inspect(self, image: NDArray[np.uint8], name: str, read_ms: float) -> Inspection:
         """The whole of it."""

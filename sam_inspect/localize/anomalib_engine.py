@@ -158,16 +158,21 @@ def _put(image: Path, place: Path) -> None:
 def _class_of(name: str) -> Any:
     """By any spelling that anomalib knows, and of any package that was imported: the direct subclasses of its base."""
     try:
-        import anomalib.models  # noqa: F401  its import makes every model known
-        from anomalib.models.components import AnomalibModule
+        import anomalib.models
     except ImportError:
         raise ConfigError("localizer anomalib: anomalib is not installed", "install sam-inspect[anomalib]") from None
-    known = {model_class.__name__.lower(): model_class for model_class in AnomalibModule.__subclasses__()}
-    wanted = name.replace("_", "").lower()
+    classes = anomalib.models.components.AnomalibModule.__subclasses__()
+    known = {model_class.__name__.lower(): model_class for model_class in classes}
+    wanted = one_spelling(name)
     if wanted not in known:
         near = difflib.get_close_matches(wanted, known, n=3) or sorted(known)
         raise ConfigError(f"anomalib has no model {name!r}", f"name one of {', '.join(near)}")
     return known[wanted]
+
+
+def one_spelling(name: str) -> str:
+    """`EfficientAd` and `efficient_ad` are one model."""
+    return name.replace("_", "").lower()
 
 
 @contextmanager

@@ -71,6 +71,7 @@ class _OverDefects(Metric):
 
     higher_is_better = True
     full_state_update = False
+    measure: Callable[[NDArray[np.float64], int], float | None]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -87,26 +88,19 @@ class _OverDefects(Metric):
     def compute(self) -> Tensor:
         """() float32; 0 where there is no defect."""
         best = torch.cat(self.best).numpy() if self.best else np.zeros(0)
-        return torch.tensor(self.measure(best, int(self.predicted)) or 0.0)
-
-    def measure(self, best: NDArray[np.float64], predicted: int) -> float | None:
-        """Of all defects together."""
-        raise NotImplementedError
+        return torch.tensor(type(self).measure(best, int(self.predicted)) or 0.0)
 
 
 class _Over75(_OverDefects):
-    def measure(self, best: NDArray[np.float64], predicted: int) -> float | None:
-        return share_over(best, 0.75)
+    measure = staticmethod(lambda best, _: share_over(best, 0.75))
 
 
 class _Over90(_OverDefects):
-    def measure(self, best: NDArray[np.float64], predicted: int) -> float | None:
-        return share_over(best, 0.9)
+    measure = staticmethod(lambda best, _: share_over(best, 0.9))
 
 
 class _RegionF1(_OverDefects):
-    def measure(self, best: NDArray[np.float64], predicted: int) -> float | None:
-        return region_f1(best, predicted)
+    measure = staticmethod(region_f1)
 
 
 class _ExactAUPRO(Metric):

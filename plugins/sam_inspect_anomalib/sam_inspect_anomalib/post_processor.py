@@ -18,6 +18,8 @@ from torchvision.tv_tensors import Mask
 from sam_inspect.datasets import Sample, read_gt_mask
 from sam_inspect.errors import ConfigError
 from sam_inspect.images import read_image
+from sam_inspect.judge import calibrated_threshold
+from sam_inspect.localize.anomalib_engine import one_spelling
 from sam_inspect.localize.anomalib_model import AnomalibModel, Frame, frame_of
 from sam_inspect.masks import union
 from sam_inspect.pipeline import Inspector
@@ -101,12 +103,12 @@ class SamPostProcessor(PostProcessor):
     def _of_recipe(self, inspector: Inspector, pl_module: Any) -> tuple[float, tuple[float, float]]:
         """Threshold of the map and where it lies off: the recipe's for its own model, else anomalib's."""
         recipe, nowhere = inspector.recipe, (0.0, 0.0)
-        name = type(getattr(pl_module, "detector", pl_module)).__name__.lower()
+        name = type(getattr(pl_module, "detector", pl_module)).__name__
         config = recipe.config.localizer if recipe else None
-        own = config is not None and config.name == "anomalib" and config.args["model"].replace("_", "").lower() == name
+        own = config is not None and config.name == "anomalib" and one_spelling(config.args["model"]) == name.lower()
         if recipe is not None and own:
             dy, dx = recipe.facts["offset_yx"]
-            calibrated = float(recipe.metrics["threshold"])
+            calibrated = calibrated_threshold(recipe.calibration_scores, recipe.config.judge.false_reject_rate)
             return calibrated if self.threshold is None else self.threshold, (float(dy), float(dx))
         if self.threshold is not None:
             return self.threshold, nowhere
