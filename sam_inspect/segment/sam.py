@@ -88,10 +88,14 @@ class Sam:
             )
         own = {key: value for key, value in tensors.items() if not key.startswith(ENCODER)}
         moved = {key.removeprefix(ENCODER): value for key, value in tensors.items() if key.startswith(ENCODER)}
-        network = replace(self.network, mask_decoder=_copy_with(self.network.mask_decoder, own, "mask decoder"))
+        network = replace(
+            self.network, mask_decoder=_copy_with(self.network.mask_decoder, own, f"{self.name}'s mask decoder")
+        )
         if moved:
             whole = self.network.image_encoder.state_dict() | moved
-            network = replace(network, image_encoder=_copy_with(self.network.image_encoder, whole, "image encoder"))
+            network = replace(
+                network, image_encoder=_copy_with(self.network.image_encoder, whole, f"{self.name}'s image encoder")
+            )
         return type(self)(network, self.sha256, encoder_tuned=bool(moved))
 
     def tunable_tensors(self) -> dict[str, Tensor]:
