@@ -65,8 +65,14 @@ def train(
     ] = "default",
     from_anomalib: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A model.ckpt of the config's anomalib model; DATA then only calibrates it."),
+        typer.Option(
+            metavar="FILE",
+            help="A model.ckpt of the config's anomalib model, or an export of it; DATA then only calibrates it.",
+        ),
     ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Load a .ckpt or .pt even if that can run code that is in it.")
+    ] = False,
     false_reject_rate: Rate = None,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -77,13 +83,13 @@ def train(
     Thresholds are calibrated on good images held out from the fit.
     """
     with session(quiet, json_logs) as progress:
+        from sam_inspect import training
         from sam_inspect.config import find_config
-        from sam_inspect.training import train_recipe, with_checkpoint
 
         chosen, rate = find_config(config), false_reject_rate
         if from_anomalib is not None:
-            chosen = with_checkpoint(chosen, from_anomalib)
-        trained = train_recipe(data, recipe, chosen, false_reject_rate=rate, device=device, progress=progress)
+            chosen = training.from_anomalib(chosen, from_anomalib, trust)
+        trained = training.train_recipe(data, recipe, chosen, false_reject_rate=rate, device=device, progress=progress)
         print(trained.folder)
         say(f"trained; next: sam-inspect inspect IMAGES --recipe {recipe} --out results")
 

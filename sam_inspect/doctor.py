@@ -31,7 +31,7 @@ LIBRARIES = {
     "onnx": "onnx",
     "safetensors": "safetensors",
 }
-EXTRAS = {"anomalib": "anomalib"}
+EXTRAS = {"anomalib": "anomalib", "onnxruntime": "onnx", "openvino": "openvino"}
 OTHER_OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
 
 

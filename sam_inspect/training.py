@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from sam_inspect.config import RecipeConfig
+from sam_inspect.config import RecipeConfig, StageConfig
 from sam_inspect.datasets import good_images
 from sam_inspect.errors import ConfigError, DatasetError, ImageError
 from sam_inspect.files import make_folder
 from sam_inspect.images import read_image
 from sam_inspect.judge import calibrated_threshold
 from sam_inspect.localize import Fit, Localizer, Trainable
+from sam_inspect.localize.anomalib_exported import GRAPHS
 from sam_inspect.pipeline import adjusted, pick_device
 from sam_inspect.plugins import broken_contract, load_plugin
 from sam_inspect.progress import Progress
@@ -80,13 +81,25 @@ def train_recipe(
     return recipe
 
 
-def with_checkpoint(config: RecipeConfig, file: Path) -> RecipeConfig:
-    """The config with an anomalib model that is read from its checkpoint instead of fitted. Raises ConfigError."""
-    if config.localizer.name != "anomalib":
+def from_anomalib(config: RecipeConfig, file: Path, trust: bool = False) -> RecipeConfig:
+    """The config with a model that anomalib wrote instead of a fitted one.
+
+    Args:
+        config: of that model where `file` is its checkpoint or torch export; other exports say all themselves.
+        file: model.ckpt, or the export model.pt, model.onnx or model.xml.
+        trust: load what could run code.
+
+    Raises:
+        ConfigError: the config's localizer is not anomalib's.
+    """
+    if file.suffix in GRAPHS:
+        localizer = StageConfig(name="anomalib_exported", args={"file": str(file.absolute())})
+    elif config.localizer.name == "anomalib":
+        args = config.localizer.args | {"checkpoint": str(file.absolute()), "trust": trust}
+        localizer = config.localizer.model_copy(update={"args": args})
+    else:
         problem = f"--from-anomalib {file}: the config's localizer is {config.localizer.name}"
         raise ConfigError(problem, "name a config of that model, such as --config patchcore")
-    args = config.localizer.args | {"checkpoint": str(file.absolute())}
-    localizer = config.localizer.model_copy(update={"args": args})
     return config.model_copy(update={"localizer": localizer})
 
 

@@ -1,12 +1,14 @@
-"""What many tests need: where the shared pictures lie, and pretrained weights."""
+"""What many tests need: where the shared pictures lie, pretrained weights, and small drawn plates."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from PIL import Image
 
 from sam_inspect.errors import WeightsMissing
 from sam_inspect.weights import LoadedWeights, load_weights
@@ -37,3 +39,29 @@ def weights() -> Callable[[str], LoadedWeights]:
             pytest.skip(str(error))
 
     return known
+
+
+@pytest.fixture(scope="session")
+def plates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MVTec layout of plates, 96 x 128 pixels: six good to learn, two good and four with a hole to test."""
+    root = tmp_path_factory.mktemp("plates")
+    for number in range(12):
+        rng = np.random.default_rng(number)
+        pixels, mask = rng.normal(140, 6, (96, 128, 3)), np.zeros((96, 128), np.uint8)
+        if number >= 8:
+            y, x = (int(v) for v in rng.integers(10, 60, 2))
+            mask[y : y + 18, x : x + 24] = 255
+            pixels[mask > 0] = 25
+        part = "train/good" if number < 6 else "test/good" if number < 8 else "test/hole"
+        for folder in (root / part, root / "ground_truth/hole"):
+            folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(root / part / f"{number:03d}.png")
+        if number >= 8:
+            Image.fromarray(mask).save(root / "ground_truth/hole" / f"{number:03d}_mask.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def good_plates(plates: Path) -> list[Path]:
+    """Those to learn from."""
+    return sorted((plates / "train/good").iterdir())

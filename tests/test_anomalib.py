@@ -30,18 +30,8 @@ PADIM = {
 
 
 @pytest.fixture(scope="module")
-def plates(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Good plates of 96 x 128 pixels."""
-    folder = tmp_path_factory.mktemp("plates")
-    for number in range(6):
-        pixels = np.random.default_rng(number).normal(140, 6, (96, 128, 3))
-        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / f"{number}.png")
-    return sorted(folder.iterdir())
-
-
-@pytest.fixture(scope="module")
-def fitted(plates: list[Path]) -> Iterator[tuple[AnomalibModel, Any]]:
-    yield AnomalibModel.fit(plates, PADIM, device="cpu", progress=silent)
+def fitted(good_plates: list[Path]) -> Iterator[tuple[AnomalibModel, Any]]:
+    yield AnomalibModel.fit(good_plates, PADIM, device="cpu", progress=silent)
 
 
 def with_hole(image: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -50,10 +40,12 @@ def with_hole(image: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return pixels
 
 
-def test_a_padim_marks_the_hole_and_scores_it_above_good_parts(fitted: tuple[AnomalibModel, Any], plates: Any) -> None:
+def test_a_padim_marks_the_hole_and_scores_it_above_good_parts(
+    fitted: tuple[AnomalibModel, Any], good_plates: Any
+) -> None:
     localizer, fit = fitted
-    found = localizer.localize(with_hole(plates[0]))
-    assert len(fit.calibration_scores) == len(plates)
+    found = localizer.localize(with_hole(good_plates[0]))
+    assert len(fit.calibration_scores) == len(good_plates)
     assert found.pred_score > 2 * fit.calibration_scores.max()
     assert found.anomaly_map is not None
     rows, columns = found.anomaly_map.shape
@@ -62,30 +54,36 @@ def test_a_padim_marks_the_hole_and_scores_it_above_good_parts(fitted: tuple[Ano
     assert 90 <= (x + 0.5) * 128 / columns <= 110
 
 
-def test_it_keeps_the_contract_of_localizers(plates: list[Path]) -> None:
-    check_localizer(AnomalibModel, plates, PADIM)
+def test_it_keeps_the_contract_of_localizers(good_plates: list[Path]) -> None:
+    check_localizer(AnomalibModel, good_plates, PADIM)
 
 
-def test_what_it_learned_is_kept_as_tensors(fitted: tuple[AnomalibModel, Any], plates: Any) -> None:
+def test_the_same_seed_gives_the_same_model(fitted: tuple[AnomalibModel, Any], good_plates: list[Path]) -> None:
+    again, _ = AnomalibModel.fit(good_plates, PADIM, device="cpu", progress=silent)
+    image = with_hole(good_plates[0])
+    np.testing.assert_array_equal(again.localize(image).anomaly_map, fitted[0].localize(image).anomaly_map)
+
+
+def test_what_it_learned_is_kept_as_tensors(fitted: tuple[AnomalibModel, Any], good_plates: Any) -> None:
     localizer, _ = fitted
     tensors, facts = localizer.state()
     again = AnomalibModel.from_state(PADIM, tensors, facts, device="cpu")
-    image = with_hole(plates[1])
+    image = with_hole(good_plates[1])
     np.testing.assert_allclose(again.localize(image).anomaly_map, localizer.localize(image).anomaly_map, rtol=1e-5)
     with pytest.raises(WeightsError, match="do not fit anomalib's padim"):
         AnomalibModel.from_state(PADIM, dict(list(tensors.items())[1:]), facts, device="cpu")
 
 
-def test_a_checkpoint_of_anomalib_gives_the_same_map(plates: list[Path], tmp_path: Path) -> None:
+def test_a_checkpoint_of_anomalib_gives_the_same_map(good_plates: list[Path], tmp_path: Path) -> None:
     model = build("Padim", PADIM["args"], None, {})
-    train(model, plates, {}, 0, "cpu", silent)
+    train(model, good_plates, {}, 0, "cpu", silent)
     model.trainer.save_checkpoint(tmp_path / "model.ckpt")
     own = AnomalibModel(AnomalibArgs(model="padim"), model, "cpu")
     args = {"model": "padim", "checkpoint": str(tmp_path / "model.ckpt")}
-    read, fit = AnomalibModel.fit(plates, args, device="cpu", progress=silent)
-    image = with_hole(plates[0])
+    read, fit = AnomalibModel.fit(good_plates, args, device="cpu", progress=silent)
+    image = with_hole(good_plates[0])
     np.testing.assert_allclose(read.distances(image)[0], own.distances(image)[0], rtol=1e-5)
-    assert len(fit.calibration_scores) == len(plates)
+    assert len(fit.calibration_scores) == len(good_plates)
     tensors, facts = read.state()
     again = AnomalibModel.from_state(args, tensors, facts, device="cpu")
     np.testing.assert_allclose(again.localize(image).anomaly_map, read.localize(image).anomaly_map, rtol=1e-5)
@@ -112,6 +110,17 @@ def test_what_anomalib_does_not_know_is_named() -> None:
         build("patchcor", {}, None, {})
     with pytest.raises(ConfigError, match="bakbone"):
         build("padim", {"bakbone": "resnet18"}, None, {})
+
+
+def test_a_stated_size_shows_the_model_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    from anomalib.models import Dinomaly
+
+    def see(self: Any, pre_processor: Any, **_: Any) -> None:
+        object.__setattr__(self, "seen", pre_processor)
+
+    monkeypatch.setattr(Dinomaly, "__init__", see)
+    model = build("dinomaly", {}, 280, None)
+    assert frame_of(model.seen.transform, (100, 200)).crop_xyxy == (0, 0, 280, 280)
 
 
 def test_weights_out_of_reach_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

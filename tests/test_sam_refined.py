@@ -17,29 +17,9 @@ from sam_inspect.masks import union
 from sam_inspect.metrics import mask_iou
 from sam_inspect.pipeline import Inspector
 from sam_inspect.progress import silent
-from sam_inspect.training import train_recipe, with_checkpoint
+from sam_inspect.training import from_anomalib, train_recipe
 
 PADIM = {"backbone": "resnet18", "pre_trained": False, "layers": ["layer1"], "n_features": 30}
-
-
-@pytest.fixture(scope="module")
-def plates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MVTec layout of plates, 96 x 128 pixels: six good to learn, two good and four with a hole to test."""
-    root = tmp_path_factory.mktemp("plates")
-    for number in range(12):
-        rng = np.random.default_rng(number)
-        pixels, mask = rng.normal(140, 6, (96, 128, 3)), np.zeros((96, 128), np.uint8)
-        if number >= 8:
-            y, x = (int(v) for v in rng.integers(10, 60, 2))
-            mask[y : y + 18, x : x + 24] = 255
-            pixels[mask > 0] = 25
-        part = "train/good" if number < 6 else "test/good" if number < 8 else "test/hole"
-        for folder in (root / part, root / "ground_truth/hole"):
-            folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(root / part / f"{number:03d}.png")
-        if number >= 8:
-            Image.fromarray(mask).save(root / "ground_truth/hole" / f"{number:03d}.png")
-    return root
 
 
 def data_of(root: Path) -> Any:
@@ -121,10 +101,10 @@ def test_predictions_carry_masks_at_both_sizes(refined: tuple[Any, ...], plates:
     model, runner, _ = refined
     batches = runner.predict(model, dataset=PredictDataset(plates / "test/hole"))
     pairs = [pair for batch in batches for pair in zip(batch.image_path, batch.full_pred_mask, strict=True)]
-    found = {Path(path).name: mask for path, mask in pairs}
+    found = {Path(path).stem: mask for path, mask in pairs}
     assert len(found) == 4
     for name, mask in found.items():
-        truth = np.array(Image.open(plates / "ground_truth/hole" / name)) > 0
+        truth = np.array(Image.open(plates / "ground_truth/hole" / f"{name}_mask.png")) > 0
         assert mask_iou(mask, truth) > 0.9
     assert batches[0].pred_mask.shape[-2:] == (256, 256)
     assert batches[0].pred_mask.dtype == torch.bool
@@ -164,7 +144,7 @@ def test_one_recipe_gives_the_same_masks_here_and_there(
     plain[1].trainer.save_checkpoint(tmp_path / "model.ckpt")
     config = validated(RecipeConfig, {"localizer": {"name": "anomalib", "args": {"model": "padim"}}}, "test")
     recipe = tmp_path / "recipe"
-    train_recipe(plates, recipe, with_checkpoint(config, tmp_path / "model.ckpt"), progress=silent)
+    train_recipe(plates, recipe, from_anomalib(config, tmp_path / "model.ckpt"), progress=silent)
     post = SamPostProcessor(recipe=str(recipe))
     model = Padim.load_from_checkpoint(tmp_path / "model.ckpt", post_processor=post)
     model.visualizer = None

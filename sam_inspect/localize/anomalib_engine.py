@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 import shutil
 import tempfile
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -41,7 +43,7 @@ BATCH = 8
 Weights = dict[str, dict[str, str]]
 
 
-def build(name: str, args: Mapping[str, Any], size_px: int | None, found: Weights | None) -> Any:
+def build(name: str, args: Mapping[str, Any], size_px: int | None, found: Weights | None, seed: int = 0) -> Any:
     """An anomalib model (`AnomalibModule`), untrained, without evaluator, visualizer and post-processor.
 
     Args:
@@ -50,17 +52,19 @@ def build(name: str, args: Mapping[str, Any], size_px: int | None, found: Weight
         size_px: side of the square to which it scales images; its own where None.
         found: takes name, sha256 and source of known weights that were put into its backbones; None where weights
             will be loaded anyway, and no pretrained ones are wanted.
+        seed: of what begins at random.
 
     Raises:
         ConfigError: anomalib is not installed, or knows no such model or argument.
         WeightsError: it wants weights that are neither known here nor reachable.
     """
     model_class = _class_of(name)
-    sized: dict[str, Any] = {}
-    if size_px is not None:
-        sized["pre_processor"] = model_class.configure_pre_processor((size_px, size_px))
+    from lightning import seed_everything
+
     with _quiet(), known_weights(found):
+        seed_everything(seed, verbose=False)
         try:
+            sized = _sized(model_class, size_px)
             return model_class(**args, **sized, evaluator=False, visualizer=False, post_processor=False)
         except (TypeError, ValueError) as error:
             raise ConfigError(
@@ -68,28 +72,54 @@ def build(name: str, args: Mapping[str, Any], size_px: int | None, found: Weight
             ) from None
 
 
-def read_checkpoint(name: str, file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Arguments and network of an anomalib checkpoint; nothing in it is run.
+def _sized(model_class: Any, size_px: int | None) -> dict[str, Any]:
+    """The pre-processor for that size. A model that looks only at the middle of an image then sees all of it."""
+    if size_px is None:
+        return {}
+    whole = {"crop_size": size_px} if "crop_size" in signature(model_class.configure_pre_processor).parameters else {}
+    return {"pre_processor": model_class.configure_pre_processor((size_px, size_px), **whole)}
+
+
+def read_checkpoint(name: str, file: Path, trust: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Arguments and network of an anomalib checkpoint or torch export.
+
+    Args:
+        name: the model's.
+        file: model.ckpt or model.pt.
+        trust: load it even if that can run code that is in it, which every torch export needs.
 
     Raises:
         ConfigError: anomalib is not installed, or knows no such model.
-        WeightsError: it cannot be read, is no checkpoint, or holds more than tensors and plain data.
+        WeightsError: it cannot be read, is of another model, or holds more than tensors and plain data.
     """
     model_class = _class_of(name)
     from anomalib.utils.serialization import anomalib_safe_globals
 
     try:
-        with anomalib_safe_globals(extra=model_class.checkpoint_safe_globals()):
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        args, tensors = content["hyper_parameters"], content["state_dict"]
+        with _quiet(), anomalib_safe_globals(extra=model_class.checkpoint_safe_globals()):
+            content = torch.load(file, map_location="cpu", weights_only=not trust)
+        args, tensors = _parts_of(content)
     except UnpicklingError as error:
-        problem = f"{file}: holds objects that can run code when they are loaded ({str(error).splitlines()[0]})"
-        raise WeightsError(problem, "train the model again, with arguments that are plain data") from None
+        problem = f"{file}: holds objects that can run code when they are loaded ({_unsafe(error)})"
+        raise WeightsError(problem, "where you know who made it: --trust; else export it as ONNX or OpenVINO") from None
     except Exception as error:  # a cut or foreign file raises anything
         problem = f"{file}: is no checkpoint of anomalib ({type(error).__name__})"
         raise WeightsError(problem, "give the model.ckpt that its Engine wrote") from None
     network = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
     return {key: value for key, value in args.items() if key not in PARTS}, network
+
+
+def _unsafe(error: UnpicklingError) -> str:
+    """What torch names as unsafe, where it names it."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    return named[1] if named else str(error).splitlines()[0]
+
+
+def _parts_of(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+    """Arguments and tensors: a torch export is the whole model as an object."""
+    if "model" in content:
+        return content["model"].hparams, content["model"].state_dict()
+    return content["hyper_parameters"], content["state_dict"]
 
 
 def train(

@@ -5,7 +5,6 @@ What it learned is kept as tensors; the recipe needs no checkpoint later, only a
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +20,14 @@ from torch import Tensor
 
 from sam_inspect.config import Section, validated
 from sam_inspect.errors import ConfigError, RecipeError, WeightsError
-from sam_inspect.images import read_image
 from sam_inspect.localize import Fit
 from sam_inspect.localize.anomalib_engine import Weights, build, read_checkpoint, train
-from sam_inspect.localize.planted import measure_offsets
+from sam_inspect.localize.drawn_maps import Map, Offset, fit_of, located, maps_of, measured_offset
 from sam_inspect.progress import Progress
 from sam_inspect.records import Localization
 
 FEW, FOLDS = 30, 3
 HELD_SHARE, MOST_HELD = 5, 60
-PLANTED_IMAGES, PLANTED_CELLS = 3, 60
-Map = NDArray[np.float32]
-log = logging.getLogger(__name__)
 
 
 class AnomalibArgs(Section):
@@ -47,7 +42,9 @@ class AnomalibArgs(Section):
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Of Lightning's trainer, such as max_epochs or max_steps; the model's own where it is not said."""
     checkpoint: str | None = None
-    """A model.ckpt that anomalib wrote, instead of a fit."""
+    """A model.ckpt that anomalib wrote, or its torch export model.pt, instead of a fit."""
+    trust: bool = False
+    """Load the checkpoint even if that can run code that is in it."""
     seed: int = 0
 
 
@@ -76,25 +73,14 @@ class Frame:
 class AnomalibModel:
     """See the module. A `Trainable`."""
 
-    def __init__(self, args: AnomalibArgs, model: Any, device: str, offset_yx: tuple[float, float] = (0, 0)) -> None:
+    def __init__(self, args: AnomalibArgs, model: Any, device: str, offset_yx: Offset = (0, 0)) -> None:
         self.args, self.device, self.offset_yx = args, device, offset_yx
         self.transform = model.pre_processor.transform
         self.network = model.model.to(device).eval()
 
     def localize(self, image: NDArray[np.uint8]) -> Localization:
-        """See `Localizer.localize`; the map in the model's own unit, neither scaled nor cut. Its peak is the score."""
-        anomaly_map = self.moved(self.distances(image)[0], self.offset_yx)
-        return Localization(image.shape[:2], float(anomaly_map.max()), anomaly_map=anomaly_map)
-
-    @staticmethod
-    def moved(anomaly_map: Map, offset_yx: tuple[float, float]) -> Map:
-        """A map put where it belongs: up and left by shares of its sides."""
-        dy, dx = (offset * side for offset, side in zip(offset_yx, anomaly_map.shape, strict=True))
-        if not dy and not dx:
-            return anomaly_map
-        move, size = np.array([[1, 0, -dx], [0, 1, -dy]], np.float64), anomaly_map.shape[::-1]
-        placed = cv2.warpAffine(anomaly_map, move, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return np.asarray(placed, np.float32)
+        """See `Localizer.localize`."""
+        return located(self.distances(image)[0], image.shape[:2], self.offset_yx)
 
     @torch.inference_mode()
     def distances(self, image: NDArray[np.uint8]) -> list[Map]:
@@ -113,18 +99,16 @@ class AnomalibModel:
         weights: Weights = {}
         if parsed.checkpoint is not None:
             localizer = cls._read(parsed, Path(parsed.checkpoint), device)
-            maps = localizer._maps(images, progress)
+            maps = maps_of(localizer, images, progress)
         else:
             localizer, maps = cls._cross_fitted(parsed, images, weights, device, progress)
-        localizer.offset_yx = localizer._measured(images[:PLANTED_IMAGES])
-        scores = np.array([found.max() for found in maps], np.float32)
-        pixels = np.quantile(np.concatenate([found.ravel() for found in maps]), np.linspace(0, 1, 1001))
-        return localizer, Fit(scores, pixels.astype(np.float32), weights)
+        localizer.offset_yx = measured_offset(localizer, images)
+        return localizer, fit_of(maps, weights)
 
     @classmethod
     def _read(cls, args: AnomalibArgs, file: Path, device: str) -> Self:
         """The model of a checkpoint."""
-        own, tensors = read_checkpoint(args.model, file)
+        own, tensors = read_checkpoint(args.model, file, args.trust)
         args = args.model_copy(update={"args": own | args.args})
         return cls(args, _loaded(args, tensors, str(file)), device)
 
@@ -137,29 +121,17 @@ class AnomalibModel:
         splits = held_out(images, args.seed)
         for learned, held in splits:
             localizer = cls._fitted(args, learned, weights, device, progress)
-            maps += localizer._maps(held, progress)
+            maps += maps_of(localizer, held, progress)
         return localizer if len(splits) == 1 else cls._fitted(args, images, weights, device, progress), maps
-
-    def _maps(self, images: Sequence[Path], progress: Progress) -> list[Map]:
-        """The map of each good part."""
-        named = progress(images, "held-out good parts", len(images))
-        return [self.distances(read_image(path))[0] for path in named]
 
     @classmethod
     def _fitted(
         cls, args: AnomalibArgs, images: Sequence[Path], weights: Weights, device: str, progress: Progress
     ) -> Self:
-        model = build(args.model, args.args, args.size_px, weights)
+        model = build(args.model, args.args, args.size_px, weights, args.seed)
         frame_of(model.pre_processor.transform, (64, 64))  # says what cannot be brought back before an hour of work
         train(model, images, args.trainer, args.seed, device, progress)
         return cls(args, model, device)
-
-    def _measured(self, images: Sequence[Path]) -> tuple[float, float]:
-        """Where its map lies off the image, as shares of the image's sides."""
-        read = [read_image(path) for path in images]
-        height, width = read[0].shape[:2]
-        (offset,) = measure_offsets(self, read, 1.0, min(height, width) // PLANTED_CELLS)
-        return offset[0] / height, offset[1] / width
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Trainable.state`."""

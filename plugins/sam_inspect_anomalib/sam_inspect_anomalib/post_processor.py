@@ -20,11 +20,11 @@ from sam_inspect.errors import ConfigError
 from sam_inspect.images import read_image
 from sam_inspect.judge import calibrated_threshold
 from sam_inspect.localize.anomalib_engine import one_spelling
-from sam_inspect.localize.anomalib_model import AnomalibModel, Frame, frame_of
+from sam_inspect.localize.anomalib_model import Frame, frame_of
+from sam_inspect.localize.drawn_maps import located
 from sam_inspect.masks import union
 from sam_inspect.pipeline import Inspector
 from sam_inspect.recipe import load_recipe
-from sam_inspect.records import Localization
 
 
 class SamPostProcessor(PostProcessor):
@@ -90,8 +90,7 @@ class SamPostProcessor(PostProcessor):
         """(H, W) bool."""
         inspector = self._inspector or self._made(pl_module)
         threshold, offset = self._of_recipe(inspector, pl_module)
-        anomaly_map = AnomalibModel.moved(anomaly_map, offset)
-        found = Localization(image.shape[:2], float(anomaly_map.max()), anomaly_map=anomaly_map)
+        found = located(anomaly_map, image.shape[:2], offset)
         return union((defect.mask for defect in inspector.refine(image, found, threshold).defects), image.shape[:2])
 
     def _made(self, pl_module: LightningModule) -> Inspector:
