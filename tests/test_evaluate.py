@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -398,3 +399,34 @@ def test_any_box_in_the_image_gets_an_answer_inside_it(x: int, y: int, width: in
             assert found.area_px
             assert np.all(np.array(found.box_xyxy[:2]) >= box[:2])
             assert np.all(np.array(found.box_xyxy[2:]) <= box[2:])
+
+
+def test_the_figures_are_anomalibs_on_the_same_maps(tmp_path: Path) -> None:
+    from anomalib.metrics.aupr import _AUPR
+    from anomalib.metrics.aupro import _AUPRO
+    from anomalib.metrics.auroc import _AUROC
+    from anomalib.metrics.f1_score import _F1Max
+
+    for number in range(8):
+        kind, spots = ("spot", [(20 + number, 20, 8, 6)]) if number % 2 else ("good", [(0, 0, 0, 0)])
+        draw(tmp_path, kind, str(number), spots)
+    figures = evaluate(Planted(tmp_path, blur=4, noise=0.6), tmp_path)
+    again = Planted(tmp_path, blur=4, noise=0.6)
+    found = list(again.inspect_many(list(again.samples)))
+    truths = torch.from_numpy(np.stack([read_gt_mask(again.samples[Path(i.image)], i.original_hw) for i in found]))
+    maps = torch.from_numpy(np.stack([masks.resize_map(i.anomaly_map, i.original_hw) for i in found]))
+    scores = torch.tensor([i.score for i in found])
+    # Beyond 0..1 torchmetrics squeezes scores, each batch by itself, and anomalib's AUROC changes.
+    highest = max(maps.max(), scores.max())
+
+    def theirs(metric: Any, values: torch.Tensor, target: torch.Tensor) -> Any:
+        metric.update(values / highest, target.int())
+        return pytest.approx(float(metric.compute()), abs=1e-5)
+
+    pixel, image = figures["pixel"], figures["image"]
+    assert 0.6 < pixel["auroc"] < 0.99
+    for metric, name in ((_AUROC, "auroc"), (_AUPR, "ap"), (_F1Max, "f1_max")):
+        assert pixel[name] == theirs(metric(), maps, truths), name
+        assert image[name] == theirs(metric(), scores, truths.flatten(1).any(1)), name
+    assert pixel["au_pro_30"] == theirs(_AUPRO(), maps, truths)
+    assert pixel["au_pro_05"] == theirs(_AUPRO(fpr_limit=0.05), maps, truths)

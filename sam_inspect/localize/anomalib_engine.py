@@ -40,6 +40,7 @@ LOGGERS = (
     "huggingface_hub",
 )
 BATCH = 8
+VALIDATION_STEP = 10
 Weights = dict[str, dict[str, str]]
 
 
@@ -151,13 +152,15 @@ def train(
 def _folder(images: Sequence[Path], root: Path, batch: int) -> Any:
     """anomalib's `Folder` over links to the images.
 
-    The last one stands in as validation, without which Engine does not run; no threshold is taken from it.
+    A tenth stands in as validation, without which Engine does not run; EfficientAd scales its maps by it, and no
+    threshold is taken from it.
     """
     from anomalib.data import Folder
 
     for number, image in enumerate(images):
         _put(image, root / "good" / f"{number:06d}{image.suffix}")
-    _put(images[-1], root / "held" / images[-1].name)
+    for number, image in enumerate(images[::VALIDATION_STEP]):
+        _put(image, root / "held" / f"{number:06d}{image.suffix}")
     return Folder(
         name="good parts",
         root=root,

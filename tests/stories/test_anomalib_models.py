@@ -56,7 +56,7 @@ def test_the_docs_command_trains_and_tests_through_anomalibs_own_cli(
     assert pictures
 
 
-def test_an_anomalib_model_is_trained_and_inspects(
+def test_an_anomalib_model_is_trained_inspects_is_scored_and_its_masks_are_tuned(
     plates: Path,
     good_plates: list[Path],
     tmp_path: Path,
@@ -78,6 +78,13 @@ def test_an_anomalib_model_is_trained_and_inspects(
     assert [line["verdict"] for line in lines] == ["pass"] + ["fail"] * 4
     for line in lines[1:]:
         assert intersection_over_union(line, plates) > 0.8
+
+    scored = sam_inspect("evaluate", plates, "--recipe", recipe, "--json", tmp_path / "figures.json")
+    assert scored.status == 0, scored.err
+    assert json.loads((tmp_path / "figures.json").read_text())["pixel"]["auroc"] > 0.9
+    tuned = sam_inspect("finetune", plates, "--recipe", recipe, "--epochs", "0.1")
+    assert tuned.status == 0, tuned.err
+    assert (recipe / "finetune/compare.html").is_file()
 
     wrong = sam_inspect("train", plates, "--recipe", tmp_path / "other", "--from-anomalib", "model.ckpt")
     assert wrong.status == 2
