@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onnxruntime import InferenceSession
 from PIL import Image
 from sklearn.metrics import jaccard_score
 
@@ -120,17 +121,23 @@ def test_a_checkpoint_gives_the_same_results(refined: tuple[Any, ...], plates: P
     assert found == pytest.approx(results, abs=1e-4)
 
 
-def test_an_export_is_the_detector_with_its_threshold(refined: tuple[Any, ...], plates: Path, tmp_path: Path) -> None:
+def test_an_export_is_the_detector_with_its_threshold(
+    refined: tuple[Any, ...], plates: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from anomalib.deploy import ExportType
 
     model, runner, _ = refined
-    file = runner.export(model, ExportType.TORCH, export_root=tmp_path)
-    assert file.stat().st_size < 80e6  # SAM alone is 40 MB; the detector's covariances are the rest
-    exported = torch.load(file, weights_only=False)["model"].eval()  # our own file
     pixels = torch.from_numpy(np.array(Image.open(plates / "test/hole/008.png"))).permute(2, 0, 1)[None] / 255
-    answer = exported(pixels)
+    file = runner.export(model, ExportType.TORCH, export_root=tmp_path)
+    assert "SAM stays here" in caplog.text
+    assert file.stat().st_size < 80e6  # SAM alone is 40 MB; the detector's covariances are the rest
+    answer = torch.load(file, weights_only=False)["model"].eval()(pixels)  # our own file
     assert answer.pred_mask.any()
     assert answer.pred_label.item()
+    session = InferenceSession(runner.export(model, ExportType.ONNX, export_root=tmp_path))
+    mask, label = session.run(["pred_mask", "pred_label"], {"input": pixels.numpy()})
+    assert label.item()
+    assert mask_iou(mask > 0, answer.pred_mask.numpy()) > 0.99
 
 
 def test_one_recipe_gives_the_same_masks_here_and_there(

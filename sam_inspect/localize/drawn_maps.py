@@ -46,11 +46,14 @@ def _moved(anomaly_map: Map, offset_yx: Offset) -> Map:
 
 
 def measured_offset(model: Drawing, images: Sequence[Path]) -> Offset:
-    """Where its map lies off the image, as shares of the image's sides."""
-    read = [read_image(path) for path in images[:PLANTED_IMAGES]]
-    height, width = read[0].shape[:2]
-    (offset,) = measure_offsets(model, read, 1.0, min(height, width) // PLANTED_CELLS)
-    return offset[0] / height, offset[1] / width
+    """Where its map lies off an image, as shares of the image's sides: the median over a few, of any sizes."""
+    shares = []
+    for image in map(read_image, images[:PLANTED_IMAGES]):
+        height, width = image.shape[:2]
+        ((dy, dx),) = measure_offsets(model, [image], 1.0, min(height, width) // PLANTED_CELLS)
+        shares.append((dy / height, dx / width))
+    dy, dx = np.median(shares, axis=0)
+    return float(dy), float(dx)
 
 
 def maps_of(model: Drawing, images: Sequence[Path], progress: Progress) -> list[Map]:

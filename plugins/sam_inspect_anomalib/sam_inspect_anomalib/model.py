@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,8 @@ FORWARDED = (
     "optimizer_step",
     "lr_scheduler_step",
 )
+EXPORTS = ("to_torch", "to_onnx", "to_openvino")
+log = logging.getLogger(__name__)
 
 
 class SamRefined(AnomalibModule):
@@ -128,5 +131,16 @@ def _forwarded(name: str) -> Callable[..., Any]:
     return method
 
 
+def _exported(name: str) -> Callable[..., Any]:
+    def method(self: SamRefined, *args: Any, **kwargs: Any) -> Any:
+        log.warning("an export holds the detector and its plain threshold; SAM stays here")
+        return getattr(super(SamRefined, self), name)(*args, **kwargs)
+
+    method.__name__ = name
+    return method
+
+
 for _name in FORWARDED:
     setattr(SamRefined, _name, _forwarded(_name))
+for _name in EXPORTS:
+    setattr(SamRefined, _name, _exported(_name))
