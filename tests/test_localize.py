@@ -10,13 +10,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
+from sam_inspect.config import PromptConfig
 from sam_inspect.images import read_image
+from sam_inspect.localize.drawn_maps import fit_of, located, measured
 from sam_inspect.localize.memory_bank import SURE, Bank, MemoryBank
 from sam_inspect.localize.nearest import NearestPatches
 from sam_inspect.localize.patches import BackboneConfig, PatchGrid
 from sam_inspect.networks import load_backbone
 from sam_inspect.progress import silent
+from sam_inspect.prompt import find_regions
 from sam_inspect.weights import LoadedWeights
 
 ARGS = {"bank_patches": 2000}
@@ -121,3 +126,25 @@ def test_a_defect_beyond_doubt_keeps_the_map_as_it_was_drawn(bank: MemoryBank, i
     alone, together = MemoryBank(bank.args, bank.banks[:1]).localize(image), bank.localize(image)
     assert min(MemoryBank(bank.args, [drawing(one)]).localize(image).pred_score for one in bank.banks) > SURE
     np.testing.assert_array_equal(together.anomaly_map, alone.anomaly_map)
+
+
+class FarFromZero:
+    """Draws 8 on ordinary pixels, as distances of Mahalanobis do, and the darkness of an image above that."""
+
+    def distances(self, image: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        dark = cv2.GaussianBlur(255 - image[..., 0].astype(np.float32), (0, 0), 4)
+        return [8 + cv2.resize(dark, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA) / 16]
+
+
+def test_a_map_that_is_never_near_zero_shows_only_the_defect(tmp_path: Path) -> None:
+    good, spoilt = np.full((240, 320, 3), 250, np.uint8), np.full((240, 320, 3), 250, np.uint8)
+    spoilt[100:140, 200:250] = 60
+    Image.fromarray(good).save(tmp_path / "good.png")
+    model = FarFromZero()
+    maps = model.distances(good)
+    place = measured(model, [tmp_path / "good.png"], maps)
+    found = located(model.distances(spoilt)[0], (240, 320), place)
+    threshold = float(fit_of(maps, place.base, {}).calibration_scores.max()) + 3
+    (region,) = find_regions(found.anomaly_map, (240, 320), threshold, PromptConfig())
+    x0, y0, x1, y1 = region.box_xyxy
+    assert abs(x0 - 200) + abs(y0 - 100) + abs(x1 - 250) + abs(y1 - 140) < 40

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from sam_inspect.config import Section, validated
-from sam_inspect.errors import ConfigError, RecipeError, WeightsError
+from sam_inspect.errors import ConfigError, WeightsError
 from sam_inspect.images import read_image
 from sam_inspect.localize import Fit
-from sam_inspect.localize.drawn_maps import Map, Offset, fit_of, located, maps_of, measured_offset
+from sam_inspect.localize.drawn_maps import UNPLACED, Map, Place, fit_of, located, maps_of, measured
 from sam_inspect.progress import Progress
 from sam_inspect.records import Localization
 
@@ -60,8 +60,8 @@ class Graph(Protocol):
 class ExportedModel:
     """See the module. A `Trainable` that is calibrated, not fitted."""
 
-    def __init__(self, args: ExportedArgs, files: Mapping[str, bytes], offset_yx: Offset = (0, 0)) -> None:
-        self.files, self.offset_yx = dict(files), offset_yx
+    def __init__(self, args: ExportedArgs, files: Mapping[str, bytes], place: Place = UNPLACED) -> None:
+        self.files, self.place = dict(files), place
         self.graph = _graph(files, args.file)
         side = args.size_px
         size_hw = self.graph.input_hw or self.graph.map_hw or ((side, side) if side else None)
@@ -71,7 +71,7 @@ class ExportedModel:
 
     def localize(self, image: NDArray[np.uint8]) -> Localization:
         """See `Localizer.localize`."""
-        return located(self.distances(image)[0], image.shape[:2], self.offset_yx)
+        return located(self.distances(image)[0], image.shape[:2], self.place)
 
     def distances(self, image: NDArray[np.uint8]) -> list[Map]:
         """The map as the graph draws it, over the whole image."""
@@ -95,8 +95,8 @@ class ExportedModel:
         model._refuse_cropping(read_image(images[0]), parsed.file)
         maps = maps_of(model, images, progress)
         _warn_of_cut(maps, parsed.file)
-        model.offset_yx = measured_offset(model, images)
-        return model, fit_of(maps, {})
+        model.place = measured(model, images, maps)
+        return model, fit_of(maps, model.place.base, {})
 
     def _refuse_cropping(self, image: NDArray[np.uint8], file: str) -> None:
         """A graph that crops does not answer to what its border shows, and does not say how much of it.
@@ -117,7 +117,7 @@ class ExportedModel:
         tensors = {
             name: torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in self.files.items()
         }
-        return tensors, {"offset_yx": list(self.offset_yx)}
+        return tensors, self.place.facts()
 
     @classmethod
     def from_state(
@@ -125,11 +125,8 @@ class ExportedModel:
     ) -> Self:
         """See `Trainable.from_state`."""
         parsed = validated(ExportedArgs, dict(args), "localizer.args")
-        try:
-            dy, dx = facts["offset_yx"]
-        except (KeyError, ValueError) as error:
-            raise RecipeError(f"the recipe's exported model lacks {error}", "train it again") from None
-        return cls(parsed, {name: value.numpy().tobytes() for name, value in tensors.items()}, (float(dy), float(dx)))
+        files = {name: value.numpy().tobytes() for name, value in tensors.items()}
+        return cls(parsed, files, Place.from_facts(facts))
 
 
 def read_files(file: Path) -> dict[str, bytes]:

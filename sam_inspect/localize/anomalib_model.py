@@ -19,10 +19,10 @@ from sklearn.model_selection import KFold
 from torch import Tensor
 
 from sam_inspect.config import Section, validated
-from sam_inspect.errors import ConfigError, RecipeError, WeightsError
+from sam_inspect.errors import ConfigError, WeightsError
 from sam_inspect.localize import Fit
 from sam_inspect.localize.anomalib_engine import Weights, build, read_checkpoint, train
-from sam_inspect.localize.drawn_maps import Map, Offset, fit_of, located, maps_of, measured_offset
+from sam_inspect.localize.drawn_maps import UNPLACED, Map, Place, fit_of, located, maps_of, measured
 from sam_inspect.progress import Progress
 from sam_inspect.records import Localization
 
@@ -73,14 +73,14 @@ class Frame:
 class AnomalibModel:
     """See the module. A `Trainable`."""
 
-    def __init__(self, args: AnomalibArgs, model: Any, device: str, offset_yx: Offset = (0, 0)) -> None:
-        self.args, self.device, self.offset_yx = args, device, offset_yx
+    def __init__(self, args: AnomalibArgs, model: Any, device: str, place: Place = UNPLACED) -> None:
+        self.args, self.device, self.place = args, device, place
         self.transform = model.pre_processor.transform
         self.network = model.model.to(device).eval()
 
     def localize(self, image: NDArray[np.uint8]) -> Localization:
         """See `Localizer.localize`."""
-        return located(self.distances(image)[0], image.shape[:2], self.offset_yx)
+        return located(self.distances(image)[0], image.shape[:2], self.place)
 
     @torch.inference_mode()
     def distances(self, image: NDArray[np.uint8]) -> list[Map]:
@@ -102,8 +102,8 @@ class AnomalibModel:
             maps = maps_of(localizer, images, progress)
         else:
             localizer, maps = cls._cross_fitted(parsed, images, weights, device, progress)
-        localizer.offset_yx = measured_offset(localizer, images)
-        return localizer, fit_of(maps, weights)
+        localizer.place = measured(localizer, images, maps)
+        return localizer, fit_of(maps, localizer.place.base, weights)
 
     @classmethod
     def _read(cls, args: AnomalibArgs, file: Path, device: str) -> Self:
@@ -136,7 +136,7 @@ class AnomalibModel:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Trainable.state`."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
-        return tensors, {"model_args": self.args.args, "offset_yx": list(self.offset_yx)}
+        return tensors, {"model_args": self.args.args} | self.place.facts()
 
     @classmethod
     def from_state(
@@ -144,12 +144,9 @@ class AnomalibModel:
     ) -> Self:
         """See `Trainable.from_state`."""
         parsed = validated(AnomalibArgs, dict(args), "localizer.args")
-        try:
-            parsed = parsed.model_copy(update={"args": facts["model_args"]})
-            dy, dx = facts["offset_yx"]
-        except (KeyError, ValueError) as error:
-            raise RecipeError(f"the recipe's anomalib model lacks {error}", "train it again") from None
-        return cls(parsed, _loaded(parsed, tensors, "the recipe"), device, (float(dy), float(dx)))
+        place = Place.from_facts(facts)
+        parsed = parsed.model_copy(update={"args": facts.get("model_args", parsed.args)})
+        return cls(parsed, _loaded(parsed, tensors, "the recipe"), device, place)
 
 
 def held_out(images: Sequence[Path], seed: int) -> list[tuple[list[Path], list[Path]]]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from sam_inspect.errors import RecipeError
 from sam_inspect.images import read_image
 from sam_inspect.localize import Fit
 from sam_inspect.localize.planted import measure_offsets
@@ -18,7 +20,35 @@ from sam_inspect.records import Localization
 
 PLANTED_IMAGES, PLANTED_CELLS = 3, 60
 Map = NDArray[np.float32]
-Offset = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How a drawn map becomes one of the image.
+
+    Attributes:
+        offset_yx: where it lies off the image, as shares of the image's sides.
+        base: what it shows on an ordinary pixel of a good part, in its own unit.
+    """
+
+    offset_yx: tuple[float, float] = (0.0, 0.0)
+    base: float = 0.0
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Place:
+        """Out of a recipe. Raises RecipeError."""
+        try:
+            dy, dx = facts["offset_yx"]
+            return cls((float(dy), float(dx)), float(facts["base"]))
+        except (KeyError, ValueError) as error:
+            raise RecipeError(f"the recipe's model of anomalib lacks {error}", "train it again") from None
+
+    def facts(self) -> dict[str, Any]:
+        """For a recipe."""
+        return {"offset_yx": list(self.offset_yx), "base": self.base}
+
+
+UNPLACED = Place()
 
 
 class Drawing(Protocol):
@@ -29,13 +59,16 @@ class Drawing(Protocol):
         ...
 
 
-def located(anomaly_map: Map, original_hw: tuple[int, int], offset_yx: Offset) -> Localization:
-    """The map where it belongs, in the model's own unit, neither scaled nor cut. Its peak is the score."""
-    anomaly_map = _moved(anomaly_map, offset_yx)
+def located(anomaly_map: Map, original_hw: tuple[int, int], place: Place) -> Localization:
+    """The map where it belongs, 0 on an ordinary pixel of a good part, else in its own unit. Its peak is the score.
+
+    Regions reach down to a share of their peak: over a map that is never near 0 they would be the whole image.
+    """
+    anomaly_map = _moved(anomaly_map, place.offset_yx) - np.float32(place.base)
     return Localization(original_hw, float(anomaly_map.max()), anomaly_map=anomaly_map)
 
 
-def _moved(anomaly_map: Map, offset_yx: Offset) -> Map:
+def _moved(anomaly_map: Map, offset_yx: tuple[float, float]) -> Map:
     """Up and left by shares of its sides."""
     dy, dx = (offset * side for offset, side in zip(offset_yx, anomaly_map.shape, strict=True))
     if not dy and not dx:
@@ -45,15 +78,15 @@ def _moved(anomaly_map: Map, offset_yx: Offset) -> Map:
     return np.asarray(placed, np.float32)
 
 
-def measured_offset(model: Drawing, images: Sequence[Path]) -> Offset:
-    """Where its map lies off an image, as shares of the image's sides: the median over a few, of any sizes."""
+def measured(model: Drawing, images: Sequence[Path], maps: Sequence[Map]) -> Place:
+    """The place of a model's maps, from a few good parts and the maps of held-out ones."""
     shares = []
     for image in map(read_image, images[:PLANTED_IMAGES]):
         height, width = image.shape[:2]
         ((dy, dx),) = measure_offsets(model, [image], 1.0, min(height, width) // PLANTED_CELLS)
         shares.append((dy / height, dx / width))
     dy, dx = np.median(shares, axis=0)
-    return float(dy), float(dx)
+    return Place((float(dy), float(dx)), float(np.median(np.concatenate([found.ravel() for found in maps]))))
 
 
 def maps_of(model: Drawing, images: Sequence[Path], progress: Progress) -> list[Map]:
@@ -61,8 +94,8 @@ def maps_of(model: Drawing, images: Sequence[Path], progress: Progress) -> list[
     return [model.distances(read_image(path))[0] for path in progress(images, "held-out good parts", len(images))]
 
 
-def fit_of(maps: Sequence[Map], weights: dict[str, dict[str, str]]) -> Fit:
+def fit_of(maps: Sequence[Map], base: float, weights: dict[str, dict[str, str]]) -> Fit:
     """What maps of held-out good parts say."""
-    scores = np.array([found.max() for found in maps], np.float32)
-    pixels = np.quantile(np.concatenate([found.ravel() for found in maps]), np.linspace(0, 1, 1001))
+    scores = np.array([found.max() - base for found in maps], np.float32)
+    pixels = np.quantile(np.concatenate([found.ravel() for found in maps]) - base, np.linspace(0, 1, 1001))
     return Fit(scores, pixels.astype(np.float32), weights)

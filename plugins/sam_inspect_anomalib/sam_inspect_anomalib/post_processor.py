@@ -21,7 +21,7 @@ from sam_inspect.images import read_image
 from sam_inspect.judge import calibrated_threshold
 from sam_inspect.localize.anomalib_engine import one_spelling
 from sam_inspect.localize.anomalib_model import Frame, frame_of
-from sam_inspect.localize.drawn_maps import located
+from sam_inspect.localize.drawn_maps import Place, located
 from sam_inspect.masks import union
 from sam_inspect.pipeline import Inspector
 from sam_inspect.recipe import load_recipe
@@ -89,9 +89,10 @@ class SamPostProcessor(PostProcessor):
     def _mask(self, image: NDArray[np.uint8], anomaly_map: NDArray[np.float32], pl_module: Any) -> NDArray[np.bool_]:
         """(H, W) bool."""
         inspector = self._inspector or self._made(pl_module)
-        threshold, offset = self._of_recipe(inspector, pl_module)
-        found = located(anomaly_map, image.shape[:2], offset)
-        return union((defect.mask for defect in inspector.refine(image, found, threshold).defects), image.shape[:2])
+        threshold, place = self._of_recipe(inspector, pl_module, anomaly_map)
+        found = located(anomaly_map, image.shape[:2], place)
+        refined = inspector.refine(image, found, threshold - place.base)
+        return union((defect.mask for defect in refined.defects), image.shape[:2])
 
     def _made(self, pl_module: LightningModule) -> Inspector:
         device = "cuda" if pl_module.device.type == "cuda" else "cpu"
@@ -99,23 +100,27 @@ class SamPostProcessor(PostProcessor):
         self._inspector = Inspector.from_boxes({}, device, recipe=recipe)
         return self._inspector
 
-    def _of_recipe(self, inspector: Inspector, pl_module: Any) -> tuple[float, tuple[float, float]]:
-        """Threshold of the map and where it lies off: the recipe's for its own model, else anomalib's."""
-        recipe, nowhere = inspector.recipe, (0.0, 0.0)
+    def _of_recipe(self, inspector: Inspector, pl_module: Any, anomaly_map: NDArray[np.float32]) -> tuple[float, Place]:
+        """Threshold of the map in its own unit, and its place: the recipe's for its own model, else anomalib's."""
+        recipe = inspector.recipe
         name = type(getattr(pl_module, "detector", pl_module)).__name__
         config = recipe.config.localizer if recipe else None
         own = config is not None and config.name == "anomalib" and one_spelling(config.args["model"]) == name.lower()
         if recipe is not None and own:
-            dy, dx = recipe.facts["offset_yx"]
+            place = Place.from_facts(recipe.facts)
             calibrated = calibrated_threshold(recipe.calibration_scores, recipe.config.judge.false_reject_rate)
-            return calibrated if self.threshold is None else self.threshold, (float(dy), float(dx))
-        if self.threshold is not None:
-            return self.threshold, nowhere
+            return calibrated + place.base if self.threshold is None else self.threshold, place
+        threshold = self.threshold if self.threshold is not None else self._anomalibs_threshold()
+        # Nobody measured good parts: the image's own median is an ordinary pixel's, unless most of it is a defect.
+        median = float(np.median(anomaly_map))
+        return threshold, Place(base=median if median < threshold else float(anomaly_map.min()))
+
+    def _anomalibs_threshold(self) -> float:
         if self.pixel_threshold.isnan():
             raise ConfigError(
                 "SamPostProcessor: anomalib has no threshold yet", "fit with validation images, or give threshold="
             )
-        return float(self.pixel_threshold + self._beyond()), nowhere
+        return float(self.pixel_threshold + self._beyond())
 
     def _beyond(self) -> Tensor | float:
         """What another sensitivity than a half adds, in the map's own unit."""
