@@ -88,6 +88,8 @@ def open_inspector(
     threshold: float | None = None,
     false_reject_rate: float | None = None,
     min_area_px: int | None = None,
+    runtime: str = "auto",
+    precision: str = "auto",
 ) -> Inspector:
     """The inspector that a command line asks for: of a recipe, or of given boxes.
 
@@ -104,12 +106,23 @@ def open_inspector(
             raise UsageError("--boxes has no threshold: every box is outlined", "leave out what sets one")
         given = read_boxes(boxes, images)
         return Inspector.from_boxes(
-            given, device, recipe=load_recipe(recipe) if recipe else None, min_area_px=min_area_px
+            given,
+            device,
+            recipe=load_recipe(recipe) if recipe else None,
+            min_area_px=min_area_px,
+            runtime=runtime,
+            precision=precision,
         )
     if recipe is None:
         raise UsageError("nothing says where the defects are", "give --recipe DIR, or --boxes FILE")
     return Inspector.from_recipe(
-        recipe, device, threshold=threshold, false_reject_rate=false_reject_rate, min_area_px=min_area_px
+        recipe,
+        device,
+        threshold=threshold,
+        false_reject_rate=false_reject_rate,
+        min_area_px=min_area_px,
+        runtime=runtime,
+        precision=precision,
     )
 
 
@@ -211,8 +224,8 @@ def _settings(inspector: Inspector) -> str:
     if inspector.recipe is not None:
         for path in sorted(inspector.recipe.folder.glob("*.safetensors")):
             digest.update(path.read_bytes())
-    parts = (version("sam-inspect"), inspector.config.model_dump_json(), repr(inspector.threshold), digest.hexdigest())
-    return "\n".join(parts)
+    parts = [version("sam-inspect"), inspector.config.model_dump_json(), repr(inspector.threshold), digest.hexdigest()]
+    return "\n".join([*parts, inspector.runtime.precision])
 
 
 def conclude(

@@ -42,6 +42,16 @@ Rate = Annotated[
     ),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the networks run.")]
+Runtime = Annotated[
+    Literal["auto", "torch", "openvino", "onnx"],
+    typer.Option(help="What runs the networks on a CPU; auto: the recipe's checked one, else the fastest here."),
+]
+Precision = Annotated[
+    Literal["auto", "f32", "bf16"],
+    typer.Option(
+        help="Of the networks' products; with f32, which is auto unless the recipe says, masks do not change."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no messages but warnings and errors.")]
 JsonLogs = Annotated[bool, typer.Option("--json-logs", help="Messages on stderr as one JSON object a line.")]
 
@@ -119,6 +129,8 @@ def inspect(
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Threads that write pictures beside the model.")] = 2,
     fail_on_defect: Annotated[bool, typer.Option("--fail-on-defect", help="Exit with 3 when a part failed.")] = False,
     device: Device = "auto",
+    runtime: Runtime = "auto",
+    precision: Precision = "auto",
     quiet: Quiet = False,
     json_logs: JsonLogs = False,
 ) -> None:
@@ -140,6 +152,8 @@ def inspect(
             threshold=threshold,
             false_reject_rate=false_reject_rate,
             min_area_px=min_area,
+            runtime=runtime,
+            precision=precision,
         )
         summary = inspect_folder(inspector, found, out, progress=progress, save=wanted, jobs=jobs)
         row = summary.as_row()
@@ -160,6 +174,8 @@ def evaluate(
     ] = None,
     groups: Groups = None,
     device: Device = "auto",
+    runtime: Runtime = "auto",
+    precision: Precision = "auto",
     quiet: Quiet = False,
     json_logs: JsonLogs = False,
 ) -> None:
@@ -171,12 +187,45 @@ def evaluate(
 
         if json_file is not None:
             make_folder(json_file.parent)  # before minutes of work, not after them
-        inspector = Inspector.from_recipe(recipe, device)
+        inspector = Inspector.from_recipe(recipe, device, runtime=runtime, precision=precision)
         figures = scoring.evaluate(inspector, data, progress=progress, out=out, groups=groups)
         if json_file is not None:
             write_text(json_file, json.dumps(figures, indent=2) + "\n")
         for shown in scoring.as_tables(figures):
             table(*shown)
+
+
+@app.command()
+def bench(
+    recipe: Recipe,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[IMAGES...]", show_default="the recipe's test images", help="Folders, files or globs."),
+    ] = None,
+    threads: Annotated[str, typer.Option(metavar="N,N,...", show_default="all", help="Threads of the networks.")] = "",
+    check: Annotated[
+        bool, typer.Option("--check", help="Put the fastest that keeps every verdict and mask into the recipe.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the rows there as JSON.")
+    ] = None,
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
+) -> None:
+    """Times a recipe in every runtime and precision on this machine, each with its masks beside torch's."""
+    with session(quiet, json_logs) as progress:
+        from sam_inspect import bench as timing
+        from sam_inspect.files import make_folder, write_text
+
+        if json_file is not None:
+            make_folder(json_file.parent)
+        rows = timing.bench(recipe, images or [], timing.parse_threads(threads), progress)
+        if json_file is not None:
+            write_text(json_file, json.dumps(rows, indent=2) + "\n")
+        table(*timing.as_table(rows))
+        if check:
+            best = timing.record(recipe, rows)
+            say(f"{recipe}: runs on {best['runtime']} {best['precision']} from now on, where that is installed")
 
 
 @app.command()

@@ -22,6 +22,10 @@ from sam_inspect.images import read_image
 from sam_inspect.judge import calibrated_threshold, judge, measure
 from sam_inspect.localize import Localizer, Trainable
 from sam_inspect.localize.boxes import GivenBox, GivenBoxes
+from sam_inspect.networks import load_sam
+from sam_inspect.networks.fastest import pick_runtime
+from sam_inspect.networks.runtime import TORCH, Runtime, installed, running_on
+from sam_inspect.networks.sam import NAMES as SAMS
 from sam_inspect.plugins import broken_contract, load_plugin
 from sam_inspect.prompt import find_regions, plan_views
 from sam_inspect.recipe import BASE, Recipe, load_recipe
@@ -41,6 +45,7 @@ class Inspector:
         segmenter: outlines.
         threshold: scores above it fail; None where boxes are given.
         recipe: what it was made from; None where boxes are given without one.
+        runtime: what runs its networks.
     """
 
     def __init__(
@@ -52,9 +57,10 @@ class Inspector:
         threshold: float | None = None,
         recipe: Recipe | None = None,
         boxes: Mapping[str, Sequence[GivenBox]] | None = None,
+        runtime: Runtime = TORCH,
     ) -> None:
         self.config, self.segmenter, self.localizer = config, segmenter, localizer
-        self.threshold, self.recipe, self.boxes = threshold, recipe, boxes
+        self.threshold, self.recipe, self.boxes, self.runtime = threshold, recipe, boxes, runtime
 
     @classmethod
     def from_recipe(
@@ -66,6 +72,8 @@ class Inspector:
         false_reject_rate: float | None = None,
         min_area_px: int | None = None,
         tuned: bool = True,
+        runtime: str = "auto",
+        precision: str = "auto",
     ) -> Inspector:
         """The recipe's inspector.
 
@@ -76,6 +84,8 @@ class Inspector:
             false_reject_rate: calibrates to this share of good parts instead of the recipe's, above 0 and below 1.
             min_area_px: instead of the recipe's.
             tuned: False for the recipe as it was before its decoder was tuned.
+            runtime: what runs the networks: `torch`, `openvino`, `onnx`, or `auto` for the fastest here.
+            precision: `f32` or `bf16`; `auto` is f32. Both `auto`: those that `bench --check` put into the recipe.
 
         Raises:
             RecipeError, WeightsError, PluginError, ConfigError: what was asked for cannot be.
@@ -89,9 +99,13 @@ class Inspector:
         localizer_class = load_plugin("localizers", config.localizer.name)
         if not issubclass(localizer_class, Trainable):
             raise broken_contract(config.localizer.name, localizer_class, Trainable)
-        localizer = localizer_class.from_state(config.localizer.args, recipe.tensors, recipe.facts, device=place)
-        segmenter = _tuned(_segmenter(config, place), recipe)
-        return cls(config, segmenter, localizer=localizer, threshold=threshold, recipe=recipe)
+        if runtime == precision == "auto" and place == "cpu" and installed(recipe.runtime.get("runtime", "")):
+            runtime, precision = recipe.runtime["runtime"], recipe.runtime["precision"]
+        chosen = pick_runtime_for(config, place, runtime, precision)
+        with running_on(chosen):
+            localizer = localizer_class.from_state(config.localizer.args, recipe.tensors, recipe.facts, device=place)
+            segmenter = _tuned(_segmenter(config, place), recipe)
+        return cls(config, segmenter, localizer=localizer, threshold=threshold, recipe=recipe, runtime=chosen)
 
     @classmethod
     def from_boxes(
@@ -101,6 +115,8 @@ class Inspector:
         *,
         recipe: Recipe | None = None,
         min_area_px: int | None = None,
+        runtime: str = "auto",
+        precision: str = "auto",
     ) -> Inspector:
         """An inspector of given boxes: no heatmap.
 
@@ -109,13 +125,18 @@ class Inspector:
             device: `auto`, `cpu` or `cuda`.
             recipe: gives its choices and its tuned decoder; the defaults where it is None.
             min_area_px: defects of fewer pixels are dropped.
+            runtime, precision: as in `from_recipe`.
 
         Raises:
             WeightsError, PluginError, ConfigError: the segmenter cannot be built.
         """
         config = adjusted(recipe.config if recipe else RecipeConfig(), None, min_area_px)
-        segmenter = _segmenter(config, pick_device(device))
-        return cls(config, _tuned(segmenter, recipe) if recipe else segmenter, recipe=recipe, boxes=boxes)
+        place = pick_device(device)
+        chosen = pick_runtime_for(config, place, runtime, precision)
+        with running_on(chosen):
+            segmenter = _segmenter(config, place)
+            segmenter = _tuned(segmenter, recipe) if recipe else segmenter
+        return cls(config, segmenter, recipe=recipe, boxes=boxes, runtime=chosen)
 
     def inspect(self, source: Source, name: str = "image") -> Inspection:
         """One image's inspection.
@@ -260,6 +281,19 @@ def pick_device(device: str) -> str:
     if device == "cuda" and not available:
         raise UsageError("--device cuda: this machine has no CUDA device", "give --device cpu, or auto")
     return "cuda" if available and device != "cpu" else "cpu"
+
+
+def pick_runtime_for(config: RecipeConfig, device: str, name: str = "auto", precision: str = "auto") -> Runtime:
+    """What runs the networks of a recipe; measured on its SAM where that is not known yet, torch where it has none.
+
+    Raises:
+        ConfigError, UsageError: what is named cannot run here.
+        WeightsMissing, WeightsError: of its SAM.
+    """
+    if config.segmenter.name not in SAMS:
+        return pick_runtime(name, precision, device, None)
+    network, facts = load_sam(config.segmenter.name, config.segmenter.args.get("weights"), device)
+    return pick_runtime(name, precision, device, network.image_encoder, facts["sha256"])
 
 
 def _segmenter(config: RecipeConfig, device: str) -> Segmenter:

@@ -48,6 +48,8 @@ class Recipe:
         provenance: versions, weights, hash of the data, command, date.
         decoder: the tuned mask decoder's tensors; empty where the segmenter is used as it comes.
         decoder_facts: `base_sha256`, the weights that it was tuned from, and how and on what it was.
+        runtime: `runtime` and `precision` that were found to keep this recipe's masks, and the figures; empty where
+            that was not tried.
     """
 
     folder: Path
@@ -60,6 +62,7 @@ class Recipe:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     decoder: Mapping[str, Tensor] = field(default_factory=dict)
     decoder_facts: Mapping[str, Any] = field(default_factory=dict)
+    runtime: Mapping[str, Any] = field(default_factory=dict)
 
     def untuned(self) -> Recipe:
         """The same as it was before its decoder was tuned."""
@@ -127,7 +130,13 @@ def save_decoder(folder: Path, decoder: Mapping[str, Tensor], facts: Mapping[str
         hashes[name] = sha256
     document |= {"schema_version": SCHEMA_VERSION, "config": config.model_dump(mode="json"), "files": hashes}
     document["decoder_facts"] = dict(facts)
+    document.pop("runtime", None)  # it was found with other masks
     _write_document(folder, document)
+
+
+def save_runtime(folder: Path, checked: Mapping[str, Any]) -> None:
+    """Puts the runtime that was checked with a recipe into it. Raises RecipeError, OutputError."""
+    _write_document(folder, _document(folder) | {"runtime": dict(checked)})
 
 
 def load_recipe(folder: Path) -> Recipe:
@@ -155,6 +164,7 @@ def load_recipe(folder: Path) -> Recipe:
         provenance=json.loads(contents[PROVENANCE]),
         decoder=_tensors(folder / decoders[0], _content(folder / decoders[0], hashes[decoders[0]])) if decoders else {},
         decoder_facts=document.get("decoder_facts", {}),
+        runtime=document.get("runtime", {}),
     )
 
 

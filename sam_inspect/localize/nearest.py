@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sam_inspect.networks.runtime import has_bf16
+
 QUERIES_AT_ONCE = 1024
 
 
@@ -44,8 +46,5 @@ def _split(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where it is faster than float32: on CUDA and on processors with AVX512-BF16 or AMX, else float32."""
-    if device.type != "cpu":
-        return torch.bfloat16
-    capable = torch.cpu.get_capabilities()
-    return torch.bfloat16 if capable.get("avx512_bf16") or capable.get("amx_bf16") else torch.float32
+    """bfloat16 where it is faster than float32, on CUDA and on some processors."""
+    return torch.bfloat16 if device.type != "cpu" or has_bf16() else torch.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_inspect.errors import ConfigError
+from sam_inspect.networks.runtime import run
 from sam_inspect.networks.sam import PIXEL_MEAN, PIXEL_STD, TinyVitEncoder, load_checked
 
 TIMM_NAMES = {"dinov2_vits14": "vit_small_patch14_dinov2.lvd142m", "mobilenet_v2": "mobilenetv2_100.ra_in1k"}
@@ -39,21 +41,33 @@ class SamTrunk:
     multiple_px = 32
 
     def __init__(self, encoder: TinyVitEncoder, layers: Sequence[int]) -> None:
-        self.encoder, self.layers = encoder, list(layers)
         self.device = next(encoder.parameters()).device
+        self._run = run(_Stages(encoder, layers), self.device)
         self._normalise = _Normalise(PIXEL_MEAN, PIXEL_STD, self.device)
 
-    @torch.inference_mode()
     def features(self, images: Tensor) -> list[Tensor]:
         """See `Backbone.features`."""
-        return self.encoder.stage_features(self._normalise(images), self.layers)
+        return self._run(self._normalise(images))
+
+
+class _Stages(nn.Module):
+    """The trunk up to its last wanted stage."""
+
+    def __init__(self, encoder: TinyVitEncoder, stages: Sequence[int]) -> None:
+        super().__init__()
+        self.encoder, self.wanted = encoder, list(stages)
+
+    def extra_repr(self) -> str:
+        return f"stages={self.wanted}"
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.encoder.stage_features(images, self.wanted))
 
 
 class TimmBackbone:
     """Any timm model with `forward_intermediates`; `layers` are its indices there (blocks of a ViT, else stages)."""
 
     def __init__(self, model: Any, layers: Sequence[int]) -> None:
-        self.model, self.layers = model, list(layers)
         reductions = [info["reduction"] for info in model.feature_info]
         if max(layers) >= len(reductions) or min(layers) < 0:
             raise ConfigError(f"layers: {list(layers)} do not exist", f"choose among 0 to {len(reductions) - 1}")
@@ -61,14 +75,34 @@ class TimmBackbone:
         mean, std = (np.array(model.pretrained_cfg[key]) * 255 for key in ("mean", "std"))
         self.device = next(model.parameters()).device
         self._normalise = _Normalise(mean, std, self.device)
+        self._run = run(_Intermediates(model, layers), self.device)
 
-    @torch.inference_mode()
     def features(self, images: Tensor) -> list[Tensor]:
         """See `Backbone.features`."""
-        found: list[Tensor] = self.model.forward_intermediates(
-            self._normalise(images), indices=self.layers, intermediates_only=True, stop_early=True
-        )
-        return found
+        return self._run(self._normalise(images))
+
+
+class _Intermediates(nn.Module):
+    """A timm model up to its last wanted layer."""
+
+    def __init__(self, model: Any, layers: Sequence[int]) -> None:
+        super().__init__()
+        self.model, self.wanted = model, list(layers)
+
+    def extra_repr(self) -> str:
+        return f"layers={self.wanted}"
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        answer = self.model.forward_intermediates(images, indices=self.wanted, intermediates_only=True, stop_early=True)
+        return tuple(answer)
+
+    def for_size(self, height: int, width: int) -> nn.Module:
+        """See `sam_inspect.networks.runtime.Sizable`: a ViT's position table is interpolated once, not in the graph."""
+        if not getattr(self.model, "dynamic_img_size", False):
+            return self
+        model = copy.deepcopy(self.model)
+        model.set_input_size(img_size=(height, width))
+        return _Intermediates(model, self.wanted)
 
 
 class _Normalise:

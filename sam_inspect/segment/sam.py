@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sam_inspect.config import Section, validated
 from sam_inspect.errors import WeightsError
 from sam_inspect.networks import load_sam
+from sam_inspect.networks.runtime import run
 from sam_inspect.networks.sam import PIXEL_MEAN, PIXEL_STD, SamNetwork, build_sam, load_checked
 from sam_inspect.records import Candidates, Prompt, View
 
@@ -63,6 +64,7 @@ class Sam:
     def __init__(self, network: SamNetwork, sha256: str = "", encoder_tuned: bool = False) -> None:
         self.network, self.sha256, self.encoder_tuned = network, sha256, encoder_tuned
         self.device = next(network.mask_decoder.parameters()).device
+        self._run = run(network.image_encoder, self.device)
 
     @classmethod
     def from_tensors(cls, name: str, tensors: Mapping[str, Tensor], device: str = "cpu") -> Sam:
@@ -96,7 +98,10 @@ class Sam:
             network = replace(
                 network, image_encoder=_copy_with(self.network.image_encoder, whole, f"{self.name}'s image encoder")
             )
-        return type(self)(network, self.sha256, encoder_tuned=bool(moved))
+        tuned = type(self)(network, self.sha256, encoder_tuned=bool(moved))
+        if not moved:
+            tuned._run = self._run
+        return tuned
 
     def tunable_tensors(self) -> dict[str, Tensor]:
         """The network's own tensors under the names that `with_tuned` knows."""
@@ -128,7 +133,7 @@ class Sam:
             for start in range(0, len(same_size), at_once):
                 batch = same_size[start : start + at_once]
                 pixels = torch.stack([normalised(shown(image, view), view.input_px) for view in batch])
-                features = self.network.image_encoder(pixels.to(self.device))
+                (features,) = self._run(pixels.to(self.device))
                 for index, view in enumerate(batch):
                     yield Embedding(view, features[index : index + 1])
 

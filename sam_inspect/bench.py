@@ -1,0 +1,201 @@
+"""How fast a recipe inspects on this machine in every runtime, its masks beside; each row is `inspect` in a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam_inspect.errors import SamInspectError, UsageError
+from sam_inspect.images import find_images
+from sam_inspect.masks import from_rle, union
+from sam_inspect.networks.runtime import Runtime, usable
+from sam_inspect.progress import Progress
+from sam_inspect.recipe import load_recipe, save_runtime
+
+MOST_IMAGES = 16
+LEAST_IOU = 0.99
+Row = dict[str, Any]
+COLUMNS = {
+    "runtime": "{runtime} {precision}",
+    "threads": "{threads}",
+    "good ms p50 / p95": "{good[p50]:.0f} / {good[p95]:.0f}",
+    "defective ms": "{defective[p50]:.0f} / {defective[p95]:.0f}",
+    "localize / segment": "{localize:.0f} / {segment:.0f}",
+    "first verdict s": "{first_s:.1f}",
+    "peak MB": "{peak_mb:.0f}",
+    "verdicts kept": "{verdicts_kept} of {images}",
+    "mask IoU mean / least": "{mask_iou[mean]:.4f} / {mask_iou[least]:.4f}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One process.
+
+    Attributes:
+        results: an Inspection as JSON for each image, in order.
+        seconds: from its start to its end.
+        peak_mb: megabytes that it held at most.
+    """
+
+    results: list[Row]
+    seconds: float
+    peak_mb: float
+
+
+def bench(recipe: Path, images: Sequence[str], threads: Sequence[int], progress: Progress) -> list[Row]:
+    """A row for each installed runtime, precision and number of threads; the first, torch in f32, is the reference.
+
+    Args:
+        recipe: its folder.
+        images: folders, files or globs; the test images that it was trained beside where there are none.
+        threads: how many for the networks.
+        progress: shows how far it is.
+
+    Returns:
+        rows of runtime, precision, threads; milliseconds of good and defective parts without the first image, and of
+        them to localize and (defective) segment; seconds to the first verdict; quality against the reference.
+
+    Raises:
+        UsageError: no images are named, and those of the recipe are not here.
+        SamInspectError: a run failed; its own message.
+    """
+    chosen = _chosen(recipe, images)
+    ways = [(runtime, count) for count in threads for runtime in usable()]
+    for runtime in usable():  # makes the graphs that the timed runs then find
+        _run(recipe, chosen, runtime, max(threads))
+    reference: Run | None = None
+    rows = []
+    for runtime, count in progress(ways, "bench", len(ways)):
+        found = _run(recipe, chosen, runtime, count)
+        reference = reference or found
+        rows.append(_row(runtime, count, found, reference))
+    return rows
+
+
+def parse_threads(text: str) -> list[int]:
+    """`1,2` as numbers; all cores that this process may use for an empty text. Raises UsageError."""
+    every = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        counts = [int(part) for part in text.split(",")] if text else [every]
+    except ValueError:
+        counts = [0]
+    if min(counts) < 1:
+        raise UsageError(f"--threads {text}: is no list of numbers above 0", "give for example 1,2")
+    return counts
+
+
+def record(recipe: Path, rows: Sequence[Row]) -> Row:
+    """Puts the fastest runtime that keeps every verdict and every mask (IoU 0.99) into the recipe, for `auto`.
+
+    Raises:
+        UsageError: no image of the bench shows a defect, so that no mask was compared.
+        RecipeError, OutputError.
+    """
+    if rows[0]["mask_iou"]["masks"] == 0:
+        raise UsageError("--check: none of the images shows a defect", "name some that do")
+    most = max(row["threads"] for row in rows)
+    same = [row for row in rows if row["threads"] == most and _keeps(row)]
+    best = min(same, key=lambda row: float(row["good"]["p50"] + row["defective"]["p50"]))
+    save_runtime(recipe, best)
+    return best
+
+
+def _keeps(row: Row) -> bool:
+    return bool(row["verdicts_kept"] == row["images"] and row["mask_iou"]["least"] >= LEAST_IOU)
+
+
+def as_table(rows: Sequence[Row]) -> tuple[str, list[str], list[list[str]]]:
+    """Title, columns and cells."""
+    return "Milliseconds an image", list(COLUMNS), [[form.format(**row) for form in COLUMNS.values()] for row in rows]
+
+
+def _chosen(recipe: Path, images: Sequence[str]) -> list[str]:
+    """At most so many, evenly over what is named."""
+    trained_on = Path(str(load_recipe(recipe).provenance.get("data", ""))) / "test"
+    if not images and not trained_on.is_dir():
+        raise UsageError(f"{trained_on}: the recipe's test images are not here", "name images, good and defective ones")
+    found = find_images(images or [str(trained_on)])
+    places = np.linspace(0, len(found) - 1, min(MOST_IMAGES, len(found))).round().astype(int)
+    return [str(found[place]) for place in places]
+
+
+def _run(recipe: Path, images: Sequence[str], runtime: Runtime, threads: int) -> Run:
+    with tempfile.TemporaryDirectory() as out:
+        options = ["--runtime", runtime.name, "--precision", runtime.precision, "--device", "cpu", "--quiet"]
+        where = ["--recipe", str(recipe), "--out", out, "--save", "results"]
+        command = [sys.executable, "-m", "sam_inspect", "inspect", *images, *where, *options]
+        start = time.monotonic()
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, env=environment, text=True, **pipes)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode not in (0, 1):
+            raise SamInspectError(f"bench with {runtime}: {said.strip() or process.returncode}", "see there")
+        lines = (Path(out) / "results.jsonl").read_text(encoding="utf-8").splitlines()
+        return Run([json.loads(line) for line in lines], time.monotonic() - start, usage.ru_maxrss / 1024)
+
+
+def _row(runtime: Runtime, threads: int, run: Run, reference: Run) -> Row:
+    warm = list(zip(run.results, reference.results, strict=True))[1:]
+    good = [found for found, before in warm if before["verdict"] == "pass"]
+    defective = [found for found, before in warm if before["verdict"] == "fail"]
+    pairs = list(zip(run.results, reference.results, strict=True))
+    ious = [_iou(found, before) for found, before in pairs if before["verdict"] == "fail"]
+    total = sum(_milliseconds(found) for found, _ in warm)
+    return {
+        "runtime": runtime.name,
+        "precision": runtime.precision,
+        "threads": threads,
+        "good": _quantiles([_milliseconds(found) for found in good]),
+        "defective": _quantiles([_milliseconds(found) for found in defective]),
+        "localize": _quantiles([_milliseconds(found, "localize") for found in good + defective])["p50"],
+        "segment": _quantiles([_milliseconds(found, "segment") for found in defective])["p50"],
+        "first_s": run.seconds - total / 1000,
+        "peak_mb": run.peak_mb,
+        "images": len(pairs),
+        "verdicts_kept": sum(found["verdict"] == before["verdict"] for found, before in pairs),
+        "mask_iou": {
+            "mean": float(np.mean(ious)) if ious else float("nan"),
+            "least": min(ious, default=float("nan")),
+            "masks": len(ious),
+        },
+    }
+
+
+def _milliseconds(found: Row, stage: str | None = None) -> float:
+    timings = found["timings_ms"] or {}
+    return float(timings.get(stage, 0.0) if stage else sum(timings.values()))
+
+
+def _quantiles(values: Sequence[float]) -> dict[str, float]:
+    """nan where there are none."""
+    p50, p95 = np.quantile(values, [0.5, 0.95]) if values else (np.nan, np.nan)
+    return {"p50": float(p50), "p95": float(p95)}
+
+
+def _iou(found: Row, before: Row) -> float:
+    """Of all that two runs outlined in an image."""
+    one, other = _mask(found), _mask(before)
+    either = np.count_nonzero(one | other)
+    return float(np.count_nonzero(one & other) / either) if either else 1.0
+
+
+def _mask(found: Row) -> NDArray[np.bool_]:
+    masks = [mask for defect in found["defects"] if (mask := from_rle(defect["mask"])) is not None]
+    height, width = found["size"]
+    return union(masks, (height, width))

@@ -1,0 +1,244 @@
+"""What runs a frozen network: torch itself, or a graph of it in OpenVINO or ONNX Runtime.
+
+A graph is made of the module for each input size when that size is first seen (seconds), and kept in the user's cache
+under the hash of everything that makes it; later processes load it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sam_inspect.errors import ConfigError, OutputError
+from sam_inspect.files import make_folder, write_bytes
+from sam_inspect.weights import cache_folder
+
+RuntimeName = Literal["torch", "openvino", "onnx"]
+Precision = Literal["f32", "bf16"]
+PACKAGES: dict[str, str] = {"torch": "torch", "openvino": "openvino", "onnx": "onnxruntime"}
+OPSET = 17
+MOST_GRAPHS = 16
+Array = NDArray[np.float32]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Attributes:
+    name: who runs it.
+    precision: of products; inputs and outputs are float32.
+    """
+
+    name: RuntimeName = "torch"
+    precision: Precision = "f32"
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.precision}"
+
+
+TORCH = Runtime()
+_current: ContextVar[Runtime] = ContextVar("runtime", default=TORCH)
+
+
+@contextmanager
+def running_on(runtime: Runtime) -> Iterator[None]:
+    """Networks that are built within it run on `runtime`, and stay there.
+
+    Raises:
+        ConfigError: it is not installed, or does not know the precision.
+    """
+    check(runtime)
+    token = _current.set(runtime)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def check(runtime: Runtime) -> None:
+    """Raises ConfigError where it is not known or installed, or does not know the precision."""
+    if runtime.name not in PACKAGES:
+        raise ConfigError(f"runtime {runtime.name}: is not known", f"name one of auto, {', '.join(PACKAGES)}")
+    if not installed(runtime.name):
+        raise ConfigError(f"runtime {runtime.name}: is not installed", f"install sam-inspect[{runtime.name}]")
+    if runtime == Runtime("onnx", "bf16"):
+        raise ConfigError("runtime onnx: knows no bf16 on a CPU", "name openvino or torch, or f32")
+
+
+def installed(name: str) -> bool:
+    """Whether the package of that runtime is here; nothing is imported."""
+    return name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is not None
+
+
+def has_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 faster than float32: with AVX512-BF16 or AMX."""
+    capable = torch.cpu.get_capabilities()
+    return bool(capable.get("avx512_bf16") or capable.get("amx_bf16"))
+
+
+def usable() -> list[Runtime]:
+    """Every installed runtime in every precision that it knows, torch in f32 first."""
+    every = [Runtime(name, precision) for name in get_args(RuntimeName) for precision in get_args(Precision)]
+    return [runtime for runtime in every if installed(runtime.name) and runtime != Runtime("onnx", "bf16")]
+
+
+class Running(Protocol):
+    """A frozen module in its runtime."""
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) float32 on the module's device -> its outputs, float32."""
+        ...
+
+
+@runtime_checkable
+class Sizable(Protocol):
+    """A module that has another form where all its images are of one size."""
+
+    def for_size(self, height: int, width: int) -> nn.Module:
+        """That form."""
+        ...
+
+
+def run(module: nn.Module, device: torch.device) -> Running:
+    """The module in the runtime in force; on a GPU it is always torch.
+
+    Args:
+        module: frozen, in evaluation mode; (B, 3, H, W) to a tensor or several.
+        device: where it lies.
+    """
+    runtime = _current.get()
+    if runtime.name == "torch" or device.type != "cpu":
+        return _InTorch(module, device, runtime.precision)
+    return _InGraphs(module, runtime)
+
+
+class _InTorch:
+    def __init__(self, module: nn.Module, device: torch.device, precision: Precision) -> None:
+        self.module, self.device, self.half = module, device, precision == "bf16"
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """See `Running`."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            answer = self.module(images)
+        return [tensor.float() for tensor in _several(answer)]
+
+
+class _InGraphs:
+    """One graph for each input shape, the least used ones forgotten."""
+
+    def __init__(self, module: nn.Module, runtime: Runtime) -> None:
+        self.module, self.runtime, self.key = module, runtime, ""
+        self.graphs: OrderedDict[tuple[int, ...], Callable[[Array], list[Array]]] = OrderedDict()
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """See `Running`."""
+        shape = tuple(images.shape)
+        if shape not in self.graphs:
+            self.graphs[shape] = self._made(images)
+            if len(self.graphs) > MOST_GRAPHS:
+                self.graphs.popitem(last=False)
+        self.graphs.move_to_end(shape)
+        return [torch.from_numpy(output) for output in self.graphs[shape](images.contiguous().numpy())]
+
+    def _made(self, images: Tensor) -> Callable[[Array], list[Array]]:
+        self.key = self.key or _key(self.module)
+        load = partial(_in_openvino, self.runtime.precision) if self.runtime.name == "openvino" else _in_onnx
+        file = cache_folder() / "graphs" / f"{self.key}-{'x'.join(map(str, images.shape))}.onnx"
+        try:
+            return load(file.read_bytes())
+        except Exception as error:  # absent, or whatever a runtime raises for a damaged graph
+            log.debug("%s: %s; it is made", file, error)
+        try:
+            content = exported(self.module, images)
+        except Exception as error:  # whatever torch's exporter raises for a network that has no graph
+            log.warning("%s has no graph (%s); torch runs it", type(self.module).__name__, type(error).__name__)
+            return self._in_torch
+        _keep(file, content)
+        return load(content)
+
+    def _in_torch(self, images: Array) -> list[Array]:
+        answers = _InTorch(self.module, torch.device("cpu"), "f32")(torch.from_numpy(images))
+        return [answer.numpy() for answer in answers]
+
+
+def _several(answer: Any) -> tuple[Tensor, ...]:
+    return (answer,) if isinstance(answer, Tensor) else tuple(answer)
+
+
+def _key(module: nn.Module) -> str:
+    """Of its structure and of every number in it."""
+    digest = hashlib.sha256(f"{module!r} {torch.__version__} {OPSET}".encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
+
+
+def _keep(file: Path, content: bytes) -> None:
+    """For later processes; a full disk costs them time, nothing else."""
+    try:
+        make_folder(file.parent)
+        write_bytes(file, content)
+    except OutputError as error:
+        log.debug("%s; the graph is made again next time", error)
+
+
+def exported(module: nn.Module, images: Tensor) -> bytes:
+    """The ONNX file of the module for images of exactly that shape: `images` to `output_0`, `output_1`, …"""
+    example = torch.zeros(tuple(images.shape))
+    module = module.for_size(*example.shape[-2:]) if isinstance(module, Sizable) else module
+    with TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch tells of each of our shapes that it becomes a constant: it is meant to
+        outputs = [f"output_{index}" for index in range(len(_several(module(example))))]
+        file = Path(folder) / "graph.onnx"
+        torch.onnx.export(
+            module,
+            (example,),
+            file,
+            input_names=["images"],
+            output_names=outputs,
+            opset_version=OPSET,
+            dynamo=False,  # a fifth of the time, without onnxscript, and no slower to run
+        )
+        return file.read_bytes()
+
+
+def _in_openvino(precision: Precision, content: bytes) -> Callable[[Array], list[Array]]:
+    import openvino
+
+    options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": precision}
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(model=content), "CPU", options)
+
+    def running(images: Array) -> list[Array]:
+        answer = compiled([images], share_inputs=True)
+        return [np.asarray(answer[index], np.float32) for index in range(len(answer))]
+
+    return running
+
+
+def _in_onnx(content: bytes) -> Callable[[Array], list[Array]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return lambda images: list(session.run(None, {"images": images}))

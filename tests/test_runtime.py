@@ -1,0 +1,201 @@
+"""One network in each runtime: the same answers, graphs that are kept, and a choice that is measured once."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sam_inspect import bench
+from sam_inspect.errors import ConfigError, RecipeError, UsageError
+from sam_inspect.networks import fastest, runtime
+from sam_inspect.networks.backbone import SamTrunk, build_backbone
+from sam_inspect.networks.runtime import Runtime, run, running_on
+from sam_inspect.networks.sam import TinyVitEncoder
+
+CPU = torch.device("cpu")
+EXACT = [Runtime("openvino"), Runtime("onnx")]
+names = str
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SAM_INSPECT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Iterator[TinyVitEncoder]:
+    torch.manual_seed(0)
+    made = TinyVitEncoder().eval().requires_grad_(False)
+    made.fuse()
+    yield made
+
+
+class Brighter(nn.Module):
+    """The least network."""
+
+    def __init__(self, by: float = 2.0) -> None:
+        super().__init__()
+        self.by = nn.Parameter(torch.tensor(by), requires_grad=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.by
+
+
+def in_(chosen: Runtime, module: nn.Module) -> runtime.Running:
+    with running_on(chosen):
+        return run(module, CPU)
+
+
+@pytest.mark.parametrize("chosen", EXACT, ids=names)
+def test_sams_encoder_and_trunk_answer_as_in_torch(chosen: Runtime, encoder: TinyVitEncoder) -> None:
+    images = torch.randn(1, 3, 128, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = encoder(images)
+    (found,) = in_(chosen, encoder)(images)
+    torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+    pixels = images.clamp(0, 1) * 255
+    own = SamTrunk(encoder, [0, 2]).features(pixels)
+    with running_on(chosen):
+        trunk = SamTrunk(encoder, [0, 2])
+    for one, other in zip(trunk.features(pixels), own, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4 * float(other.abs().max()), rtol=0)
+
+
+def test_a_vit_answers_as_in_torch_at_another_size_than_its_own() -> None:
+    import timm
+
+    name = "vit_tiny_patch16_224"
+    torch.manual_seed(0)
+    tensors = timm.create_model(name, num_classes=0).state_dict()
+    images = torch.rand(1, 3, 96, 64) * 255
+    (expected,) = build_backbone(name, [3], tensors).features(images)
+    with running_on(Runtime("openvino")):
+        (found,) = build_backbone(name, [3], tensors).features(images)
+    torch.testing.assert_close(found, expected, atol=1e-3 * float(expected.abs().max()), rtol=0)
+
+
+def test_bf16_is_near(encoder: TinyVitEncoder) -> None:
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    (expected,) = in_(Runtime(), encoder)(images)
+    for name in ("torch", "openvino"):
+        (found,) = in_(Runtime(name, "bf16"), encoder)(images)  # type: ignore[arg-type]
+        assert found.dtype == torch.float32
+        assert (found - expected).norm() < 0.05 * expected.norm(), name
+
+
+def test_a_graph_is_made_once_for_a_size_and_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    export = runtime.exported
+    monkeypatch.setattr(runtime, "exported", lambda *args: made.append(1) or export(*args))
+    for _ in range(2):  # the second is a later process
+        running = in_(Runtime("onnx"), Brighter())
+        for side in (8, 16, 8):
+            assert torch.equal(running(torch.ones(1, 3, side, side))[0], torch.full((1, 3, side, side), 2.0))
+    assert len(made) == len(list((cache / "graphs").iterdir())) == 2
+    assert torch.equal(in_(Runtime("onnx"), Brighter(3.0))(torch.ones(1, 3, 8, 8))[0], torch.full((1, 3, 8, 8), 3.0))
+
+
+@pytest.mark.parametrize("chosen", EXACT, ids=names)
+def test_a_damaged_graph_is_made_again(chosen: Runtime, cache: Path) -> None:
+    in_(chosen, Brighter())(torch.ones(1, 3, 8, 8))
+    (file,) = (cache / "graphs").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert in_(chosen, Brighter())(torch.ones(1, 3, 8, 8))[0].eq(2).all()
+    assert file.read_bytes() == whole
+
+
+class Graphless(Brighter):
+    def forward(self, images: Tensor) -> Tensor:
+        if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+            raise RuntimeError("no such operator")
+        return super().forward(images)
+
+
+def test_a_network_without_a_graph_runs_in_torch_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    running = in_(Runtime("openvino"), Graphless())
+    with caplog.at_level(logging.WARNING, "sam_inspect"):
+        assert running(torch.ones(1, 3, 8, 8))[0].eq(2).all()
+    assert "Graphless has no graph (RuntimeError); torch runs it" in caplog.text
+
+
+def test_what_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ConfigError, match="onnx: knows no bf16"):
+        fastest.pick_runtime("onnx", "bf16", "cpu", None)
+    with pytest.raises(ConfigError, match="tensorrt: is not known; name one of auto, torch"):
+        fastest.pick_runtime("tensorrt", "auto", "cpu", None)
+    with pytest.raises(UsageError, match="--runtime openvino: runs on the CPU only"):
+        fastest.pick_runtime("openvino", "auto", "cuda", None)
+    assert fastest.pick_runtime("auto", "bf16", "cuda", None) == Runtime("torch", "bf16")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert fastest.pick_runtime("openvino", "bf16", "cpu", None) == Runtime("openvino", "f32")
+    assert "this processor computes none" in caplog.text
+    monkeypatch.setitem(runtime.PACKAGES, "openvino", "no_such_package")
+    with pytest.raises(ConfigError, match=r"openvino: is not installed; install sam-inspect\[openvino\]"):
+        fastest.pick_runtime("openvino", "auto", "cpu", None)
+
+
+def test_the_fastest_is_measured_once_and_remembered(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def seconds(chosen: Runtime, encoder: nn.Module) -> float:
+        asked.append(chosen)
+        return 1.0 if chosen.name == "onnx" else 2.0
+
+    monkeypatch.setattr(fastest, "_seconds", seconds)
+    for _ in range(2):
+        assert fastest.pick_runtime("auto", "auto", "cpu", Brighter(), "abc") == Runtime("onnx")
+    assert len(asked) == 3
+    (cache / "runtimes.json").write_text("{cut")
+    assert fastest.pick_runtime("auto", "auto", "cpu", Brighter(), "abc") == Runtime("onnx")
+    assert len(asked) == 6
+    fastest.pick_runtime("auto", "auto", "cpu", Brighter(), "other weights")
+    assert len(asked) == 9
+    assert len(json.loads((cache / "runtimes.json").read_text())) == 2
+
+
+def result(image: str, verdict: str, milliseconds: float, box: tuple[int, int] | None = None) -> dict[str, Any]:
+    """As a line of results.jsonl: a defect of 10 x 10 pixels where `box` begins."""
+    defects = []
+    if box is not None:
+        x, y = box
+        runs = [x * 40 + y, *[10, 30] * 9, 10]
+        defects = [{"mask": {"size": [40, 40], "counts": [*runs, 1600 - sum(runs)]}}]
+    timings = {"localize": milliseconds, "segment": 100.0 if defects else 0.0}
+    return {"image": image, "verdict": verdict, "defects": defects, "timings_ms": timings, "size": [40, 40]}
+
+
+def test_a_row_of_the_bench_says_how_fast_and_how_alike(tmp_path: Path) -> None:
+    reference = bench.Run(
+        [result("a", "pass", 900), result("b", "pass", 50), result("c", "fail", 60, (0, 0))], 2.0, 500.0
+    )
+    moved = bench.Run([result("a", "pass", 9), result("b", "pass", 5), result("c", "fail", 6, (0, 5))], 1.0, 400.0)
+    first = bench._row(Runtime(), 1, reference, reference)
+    other = bench._row(Runtime("openvino", "bf16"), 1, moved, reference)
+    assert first["good"] == {"p50": 50.0, "p95": 50.0}
+    assert first["first_s"] == pytest.approx(2.0 - 0.05 - 0.16)
+    assert first["mask_iou"] == {"mean": 1.0, "least": 1.0, "masks": 1}
+    assert other["verdicts_kept"] == 3
+    assert other["mask_iou"]["least"] == pytest.approx(50 / 150)
+    assert bench.as_table([first, other])[2][1][0] == "openvino bf16"
+    with pytest.raises(RecipeError, match="does not exist"):
+        bench.record(tmp_path / "none", [first, other])
+    for row in (first, other):
+        row["mask_iou"]["masks"] = 0
+    with pytest.raises(UsageError, match="none of the images shows a defect"):
+        bench.record(tmp_path, [first, other])
+
+
+@pytest.mark.parametrize("text", ["0", "1,x", "-2"])
+def test_threads_are_numbers(text: str) -> None:
+    with pytest.raises(UsageError, match="--threads"):
+        bench.parse_threads(text)
+    assert bench.parse_threads("1,2") == [1, 2]
