@@ -71,7 +71,7 @@ def measured(name: str, data: Path, recipe: Path | None, epochs: int) -> list[Ro
         refined.load_state_dict(model.post_processor.state_dict())
         model.post_processor = refined
         sams = tested(engine, model, images)
-    return [{"model": name, "masks": masks} | found for masks, found in (("anomalib", own), ("SAM", sams))]
+    return [{"model": name, "masks": masks} | dict(found) for masks, found in (("anomalib", own), ("SAM", sams))]
 
 
 def evaluator() -> Evaluator:

@@ -15,7 +15,9 @@ from sam_inspect.console import session
 from sam_inspect.localize.boxes import GivenBox, GivenBoxes
 from sam_inspect.masks import from_full
 from sam_inspect.metrics import best_ious
-from sam_inspect.pipeline import Inspector
+from sam_inspect.networks.runtime import running_on
+from sam_inspect.pipeline import Inspector, pick_runtime_for
+from sam_inspect.plugins import load_plugin
 from sam_inspect.progress import Progress
 from sam_inspect.prompt import plan_views
 from sam_inspect.records import Box, CropMask
@@ -101,7 +103,9 @@ def measured(
 ) -> Row:
     """One against ten for one kind of view."""
     prompt = config.prompt.model_copy(update={"view": view})
-    inspector = Inspector.from_boxes({}, "cpu", config=config.model_copy(update={"prompt": prompt}))
+    with running_on(pick_runtime_for(config, "cpu")):
+        segmenter = load_plugin("segmenters", config.segmenter.name).from_config(config.segmenter.args, device="cpu")  # type: ignore[attr-defined]
+    inspector = Inspector(config.model_copy(update={"prompt": prompt}), segmenter, boxes={})
     every = list(range(len(truth)))
 
     def outlines(which: Callable[[int], list[int]]) -> Callable[[int], float]:
