@@ -35,6 +35,7 @@ def main(
     repeats: Annotated[
         int, typer.Option(metavar="N", min=1, help="Timed runs of each; run N is about defect N of ten, then all ten.")
     ] = 10,
+    runtime: Annotated[str, typer.Option(help="What runs SAM: auto, torch, openvino or onnx.")] = "auto",
     json_file: JsonFile = None,
 ) -> None:
     """Times SAM's outlines of one region and of ten in one image of 900 x 900, and their ratio.
@@ -47,7 +48,7 @@ def main(
         chosen, rows = find_config(config), list[Row]()
         image, truth = drawn_image()
         for view in GOALS:
-            rows.append(measured(view, chosen, image, truth, repeats, progress))
+            rows.append(measured(view, chosen, image, truth, (runtime, repeats), progress))
         machine = hardware()
         columns = {
             "views": "views",
@@ -63,7 +64,7 @@ def main(
             "goal": "goal:.1f",
             "versions": "versions",
         }
-        show(f"Ten regions against one, {SIDE_PX} x {SIDE_PX}, {repeats} runs", machine, rows, columns)
+        show(f"Ten regions against one, {SIDE_PX} x {SIDE_PX}, {repeats} runs, {runtime}", machine, rows, columns)
         write_rows(json_file, machine, rows, config=config)
 
 
@@ -98,12 +99,13 @@ def measured(
     config: RecipeConfig,
     image: NDArray[np.uint8],
     truth: Sequence[CropMask],
-    repeats: int,
+    how: tuple[str, int],
     progress: Progress,
 ) -> Row:
     """One against ten for one kind of view."""
     prompt = config.prompt.model_copy(update={"view": view})
-    with running_on(pick_runtime_for(config, "cpu")):
+    runtime, repeats = how
+    with running_on(pick_runtime_for(config, "cpu", runtime)):
         segmenter = load_plugin("segmenters", config.segmenter.name).from_config(config.segmenter.args, device="cpu")  # type: ignore[attr-defined]
     inspector = Inspector(config.model_copy(update={"prompt": prompt}), segmenter, boxes={})
     every = list(range(len(truth)))

@@ -8,16 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sam_inspect import bench
 from sam_inspect.errors import ConfigError, RecipeError, UsageError
-from sam_inspect.networks import fastest, runtime
+from sam_inspect.networks import fastest, runtime, sam
 from sam_inspect.networks.backbone import SamTrunk, build_backbone
 from sam_inspect.networks.runtime import Runtime, run, running_on
 from sam_inspect.networks.sam import TinyVitEncoder
+from sam_inspect.records import Prompt, View
+from sam_inspect.segment.sam import Sam
 
 CPU = torch.device("cpu")
 EXACT = [Runtime("openvino"), Runtime("onnx")]
@@ -67,6 +70,30 @@ def test_sams_encoder_and_trunk_answer_as_in_torch(chosen: Runtime, encoder: Tin
         trunk = SamTrunk(encoder, [0, 2])
     for one, other in zip(trunk.features(pixels), own, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4 * float(other.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("chosen", EXACT, ids=names)
+def test_sams_decoder_answers_any_prompts_as_in_torch(
+    chosen: Runtime, encoder: TinyVitEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    parts = [part.eval().requires_grad_(False) for part in (sam._prompt_encoder(), sam._mask_decoder())]
+    network = sam.SamNetwork(encoder, *parts)
+    own = Sam(network)
+    with running_on(chosen):
+        named = Sam(network)
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    (embedding,) = own.encode(image, [View((0, 0, 64, 64), 64, ())])
+    boxes = [Prompt(box_xyxy=(5.0, 6.0, 30.0 + x, 40.0)) for x in range(4)]
+    point = Prompt(points_xy=np.array([[20, 20]], np.float32), point_labels=np.array([1]))
+    made = []
+    export = runtime.exported
+    monkeypatch.setattr(runtime, "exported", lambda *args: made.append(1) or export(*args))
+    for prompts in (boxes, boxes[:1], [point]):
+        for a, b in zip(own.decode(embedding, prompts), named.decode(embedding, prompts), strict=True):
+            np.testing.assert_allclose(b.low_res_logits, a.low_res_logits, atol=1e-4)
+            np.testing.assert_allclose(b.predicted_iou, a.predicted_iou, atol=1e-4)
+    assert len(made) == 1, "one graph for any number of prompts and points"
 
 
 def test_a_vit_answers_as_in_torch_at_another_size_than_its_own() -> None:

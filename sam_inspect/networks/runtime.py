@@ -11,7 +11,7 @@ import importlib.util
 import logging
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -35,6 +35,8 @@ PACKAGES: dict[str, str] = {"torch": "torch", "openvino": "openvino", "onnx": "o
 OPSET = 17
 MOST_GRAPHS = 16
 Array = NDArray[np.float32]
+Free = Mapping[int, Sequence[int]]
+FIXED: Free = {}
 log = logging.getLogger(__name__)
 
 
@@ -101,8 +103,8 @@ def usable() -> list[Runtime]:
 class Running(Protocol):
     """A frozen module in its runtime."""
 
-    def __call__(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) float32 on the module's device -> its outputs, float32."""
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        """Its inputs, float32 on its device -> its outputs, float32."""
         ...
 
 
@@ -115,17 +117,18 @@ class Sizable(Protocol):
         ...
 
 
-def run(module: nn.Module, device: torch.device) -> Running:
+def run(module: nn.Module, device: torch.device, free: Free = FIXED) -> Running:
     """The module in the runtime in force; on a GPU it is always torch.
 
     Args:
-        module: frozen, in evaluation mode; (B, 3, H, W) to a tensor or several.
+        module: frozen, in evaluation mode; tensors to a tensor or several.
         device: where it lies.
+        free: axes of its inputs, by their places, that may be of any length in one graph.
     """
     runtime = _current.get()
     if runtime.name == "torch" or device.type != "cpu":
         return _InTorch(module, device, runtime.precision)
-    return _InGraphs(module, runtime)
+    return _InGraphs(module, runtime, free)
 
 
 class _InTorch:
@@ -133,50 +136,59 @@ class _InTorch:
         self.module, self.device, self.half = module, device, precision == "bf16"
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> list[Tensor]:
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """See `Running`."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            answer = self.module(images)
+            answer = self.module(*inputs)
         return [tensor.float() for tensor in _several(answer)]
 
 
 class _InGraphs:
-    """One graph for each input shape, the least used ones forgotten."""
+    """One graph for each shape of the inputs, the least used ones forgotten."""
 
-    def __init__(self, module: nn.Module, runtime: Runtime) -> None:
-        self.module, self.runtime, self.key = module, runtime, ""
-        self.graphs: OrderedDict[tuple[int, ...], Callable[[Array], list[Array]]] = OrderedDict()
+    def __init__(self, module: nn.Module, runtime: Runtime, free: Free) -> None:
+        self.module, self.runtime, self.free, self.key = module, runtime, free, ""
+        self.graphs: OrderedDict[str, Callable[[list[Array]], list[Array]]] = OrderedDict()
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> list[Tensor]:
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """See `Running`."""
-        shape = tuple(images.shape)
-        if shape not in self.graphs:
-            self.graphs[shape] = self._made(images)
+        shapes = self._shapes(inputs)
+        if shapes not in self.graphs:
+            self.graphs[shapes] = self._made(inputs, shapes)
             if len(self.graphs) > MOST_GRAPHS:
                 self.graphs.popitem(last=False)
-        self.graphs.move_to_end(shape)
-        return [torch.from_numpy(output) for output in self.graphs[shape](images.contiguous().numpy())]
+        self.graphs.move_to_end(shapes)
+        answers = self.graphs[shapes]([tensor.contiguous().numpy() for tensor in inputs])
+        return [torch.from_numpy(answer) for answer in answers]
 
-    def _made(self, images: Tensor) -> Callable[[Array], list[Array]]:
+    def _shapes(self, inputs: Sequence[Tensor]) -> str:
+        """As in `1x3x512x512`, `n` for a free axis."""
+        sides = [
+            ["n" if axis in self.free.get(place, ()) else str(side) for axis, side in enumerate(tensor.shape)]
+            for place, tensor in enumerate(inputs)
+        ]
+        return "-".join("x".join(shape) for shape in sides)
+
+    def _made(self, inputs: Sequence[Tensor], shapes: str) -> Callable[[list[Array]], list[Array]]:
         self.key = self.key or _key(self.module)
         load = partial(_in_openvino, self.runtime.precision) if self.runtime.name == "openvino" else _in_onnx
-        file = cache_folder() / "graphs" / f"{self.key}-{'x'.join(map(str, images.shape))}.onnx"
+        file = cache_folder() / "graphs" / f"{self.key}-{shapes}.onnx"
         try:
             return load(file.read_bytes())
         except Exception as error:  # absent, or whatever a runtime raises for a damaged graph
             log.debug("%s: %s; it is made", file, error)
         try:
-            content = exported(self.module, images)
+            content = exported(self.module, inputs, self.free)
         except Exception as error:  # whatever torch's exporter raises for a network that has no graph
             log.warning("%s has no graph (%s); torch runs it", type(self.module).__name__, type(error).__name__)
             return self._in_torch
         _keep(file, content)
         return load(content)
 
-    def _in_torch(self, images: Array) -> list[Array]:
-        answers = _InTorch(self.module, torch.device("cpu"), "f32")(torch.from_numpy(images))
-        return [answer.numpy() for answer in answers]
+    def _in_torch(self, inputs: list[Array]) -> list[Array]:
+        running = _InTorch(self.module, torch.device("cpu"), "f32")
+        return [answer.numpy() for answer in running(*map(torch.from_numpy, inputs))]
 
 
 def _several(answer: Any) -> tuple[Tensor, ...]:
@@ -201,44 +213,54 @@ def _keep(file: Path, content: bytes) -> None:
         log.debug("%s; the graph is made again next time", error)
 
 
-def exported(module: nn.Module, images: Tensor) -> bytes:
-    """The ONNX file of the module for images of exactly that shape: `images` to `output_0`, `output_1`, …"""
-    example = torch.zeros(tuple(images.shape))
-    module = module.for_size(*example.shape[-2:]) if isinstance(module, Sizable) else module
+def exported(module: nn.Module, inputs: Sequence[Tensor], free: Free = FIXED) -> bytes:
+    """The ONNX file of the module for inputs of exactly these shapes but for free axes.
+
+    Its inputs are `input_0`, `input_1`, …, its outputs `output_0`, ….
+    """
+    examples = [torch.zeros(_example_shape(tensor, free.get(place, ()))) for place, tensor in enumerate(inputs)]
+    module = module.for_size(*examples[0].shape[-2:]) if isinstance(module, Sizable) else module
+    names = [f"input_{place}" for place in range(len(examples))]
     with TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch tells of each of our shapes that it becomes a constant: it is meant to
-        outputs = [f"output_{index}" for index in range(len(_several(module(example))))]
         file = Path(folder) / "graph.onnx"
         torch.onnx.export(
             module,
-            (example,),
+            tuple(examples),
             file,
-            input_names=["images"],
-            output_names=outputs,
+            input_names=names,
+            output_names=[f"output_{place}" for place in range(len(_several(module(*examples))))],
+            dynamic_axes={names[place]: {axis: f"n{place}_{axis}" for axis in axes} for place, axes in free.items()},
             opset_version=OPSET,
             dynamo=False,  # a fifth of the time, without onnxscript, and no slower to run
         )
         return file.read_bytes()
 
 
-def _in_openvino(precision: Precision, content: bytes) -> Callable[[Array], list[Array]]:
+def _example_shape(tensor: Tensor, free: Sequence[int]) -> list[int]:
+    """Three on free axes: what is traced with one would be a constant."""
+    return [3 if axis in free else side for axis, side in enumerate(tensor.shape)]
+
+
+def _in_openvino(precision: Precision, content: bytes) -> Callable[[list[Array]], list[Array]]:
     import openvino
 
     options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": precision}
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(model=content), "CPU", options)
 
-    def running(images: Array) -> list[Array]:
-        answer = compiled([images], share_inputs=True)
+    def running(inputs: list[Array]) -> list[Array]:
+        answer = compiled(inputs, share_inputs=True)
         return [np.asarray(answer[index], np.float32) for index in range(len(answer))]
 
     return running
 
 
-def _in_onnx(content: bytes) -> Callable[[Array], list[Array]]:
+def _in_onnx(content: bytes) -> Callable[[list[Array]], list[Array]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda images: list(session.run(None, {"images": images}))
+    names = [each.name for each in session.get_inputs()]
+    return lambda inputs: list(session.run(None, dict(zip(names, inputs, strict=True))))

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from segment_anything.modeling import MaskDecoder
 from torch import Tensor, nn
 
 from sam_inspect.config import Section, validated
 from sam_inspect.errors import WeightsError
 from sam_inspect.networks import load_sam
 from sam_inspect.networks.runtime import run
-from sam_inspect.networks.sam import PIXEL_MEAN, PIXEL_STD, SamNetwork, build_sam, load_checked
+from sam_inspect.networks.sam import PIXEL_MEAN, PIXEL_STD, SamNetwork, build_sam, decode_each, load_checked
 from sam_inspect.records import Candidates, Prompt, View
 
 # A CPU is fastest with what its caches hold: one view, and prompts for two views of 1024 pixels or eight of 512.
@@ -31,6 +32,7 @@ VIEWS_PER_BATCH = {"cpu": 1, "cuda": 8}
 TOKENS_PER_BATCH = {"cpu": 8192, "cuda": 262_144}
 MASKS_PER_PROMPT = 4
 ENCODER = "image_encoder."
+PROMPTS_AND_TOKENS = {2: (0, 1), 3: (0,)}
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -64,7 +66,8 @@ class Sam:
     def __init__(self, network: SamNetwork, sha256: str = "", encoder_tuned: bool = False) -> None:
         self.network, self.sha256, self.encoder_tuned = network, sha256, encoder_tuned
         self.device = next(network.mask_decoder.parameters()).device
-        self._run = run(network.image_encoder, self.device)
+        self._encode = run(network.image_encoder, self.device)
+        self._decode = run(_Decoding(network.mask_decoder), self.device, free=PROMPTS_AND_TOKENS)
 
     @classmethod
     def from_tensors(cls, name: str, tensors: Mapping[str, Tensor], device: str = "cpu") -> Sam:
@@ -100,7 +103,7 @@ class Sam:
             )
         tuned = type(self)(network, self.sha256, encoder_tuned=bool(moved))
         if not moved:
-            tuned._run = self._run
+            tuned._encode = self._encode
         return tuned
 
     def tunable_tensors(self) -> dict[str, Tensor]:
@@ -133,7 +136,7 @@ class Sam:
             for start in range(0, len(same_size), at_once):
                 batch = same_size[start : start + at_once]
                 pixels = torch.stack([normalised(shown(image, view), view.input_px) for view in batch])
-                (features,) = self._run(pixels.to(self.device))
+                (features,) = self._encode(pixels.to(self.device))
                 for index, view in enumerate(batch):
                     yield Embedding(view, features[index : index + 1])
 
@@ -146,13 +149,8 @@ class Sam:
         for indices in _batches(prompts, max(1, TOKENS_PER_BATCH[self.device.type] // tokens)):
             batch = [prompts[index] for index in indices]
             sparse, dense = encoder(*_as_tensors(batch, view, self.device))
-            logits, iou = self.network.mask_decoder.predict_masks(
-                image_embeddings=embedding.features,
-                image_pe=encoder.get_dense_pe(),
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense,
-            )
-            logits, iou = logits.float().cpu().numpy(), iou.float().cpu().numpy()
+            found = self._decode(embedding.features, encoder.get_dense_pe(), sparse, dense)
+            logits, iou = (tensor.cpu().numpy() for tensor in found)
             for row, index in enumerate(indices):
                 answers[index] = Candidates(view, prompts[index], logits[row], iou[row])
         return [answers[index] for index in range(len(prompts))]
@@ -180,6 +178,17 @@ class SamVitH(Sam):
     """SAM with ViT-H."""
 
     name, fixed_input_px = "sam_vit_h", 1024
+
+
+class _Decoding(nn.Module):
+    """All answers about one view."""
+
+    def __init__(self, decoder: MaskDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, features: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+        return decode_each(self.decoder, features.expand(sparse.shape[0], -1, -1, -1), image_pe, sparse, dense)
 
 
 def _copy_with(module: M, tensors: Mapping[str, Tensor], what: str) -> M:
