@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -245,7 +246,13 @@ def _example_shape(tensor: Tensor, free: Sequence[int]) -> list[int]:
 def _in_openvino(precision: Precision, content: bytes) -> Callable[[list[Array]], list[Array]]:
     import openvino
 
-    options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": precision}
+    options: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    folder = cache_folder() / "graphs"
+    if os.access(folder, os.W_OK):
+        options["CACHE_DIR"] = str(folder / "openvino")  # what it compiled, half a second a graph
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(model=content), "CPU", options)
 
