@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -105,7 +106,7 @@ def measured(
     """One against ten for one kind of view."""
     prompt = config.prompt.model_copy(update={"view": view})
     runtime, repeats = how
-    with running_on(pick_runtime_for(config, "cpu", runtime)):
+    with running_on(replace(pick_runtime_for(config, "cpu", runtime), patient=False)):
         segmenter = load_plugin("segmenters", config.segmenter.name).from_config(config.segmenter.args, device="cpu")  # type: ignore[attr-defined]
     inspector = Inspector(config.model_copy(update={"prompt": prompt}), segmenter, boxes={})
     every = list(range(len(truth)))

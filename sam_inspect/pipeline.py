@@ -100,8 +100,10 @@ class Inspector:
         if not issubclass(localizer_class, Trainable):
             raise broken_contract(config.localizer.name, localizer_class, Trainable)
         if runtime == precision == "auto" and place == "cpu" and installed(recipe.runtime.get("runtime", "")):
-            runtime, precision = recipe.runtime["runtime"], recipe.runtime["precision"]
-        chosen = pick_runtime_for(config, place, runtime, precision)
+            checked = pick_runtime_for(config, place, recipe.runtime["runtime"], recipe.runtime["precision"])
+            chosen = replace(checked, patient=True)
+        else:
+            chosen = pick_runtime_for(config, place, runtime, precision)
         with running_on(chosen):
             localizer = localizer_class.from_state(config.localizer.args, recipe.tensors, recipe.facts, device=place)
             segmenter = _tuned(_segmenter(config, place), recipe)

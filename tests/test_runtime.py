@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,24 @@ def test_a_graph_is_made_once_for_a_size_and_kept(cache: Path, monkeypatch: pyte
     assert torch.equal(in_(Runtime("onnx"), Brighter(3.0))(torch.ones(1, 3, 8, 8))[0], torch.full((1, 3, 8, 8), 3.0))
 
 
+class Slow(Brighter):
+    def forward(self, images: Tensor) -> Tensor:
+        if not torch.jit.is_tracing():
+            time.sleep(0.05)
+        return super().forward(images)
+
+
+def test_pictures_of_many_sizes_are_left_to_torch(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "MAKING_SECONDS", 0.12)
+    running = in_(Runtime("onnx", patient=True), Slow())
+    for side in range(8, 14):
+        running(torch.ones(1, 3, side, side))
+    assert not (cache / "graphs").exists(), "no size came back"
+    for _ in range(3):
+        assert running(torch.ones(1, 3, 8, 8))[0].eq(2).all()
+    assert len(list((cache / "graphs").glob("*.onnx"))) == 1, "the one that did has paid for its graph"
+
+
 @pytest.mark.parametrize("chosen", EXACT, ids=names)
 def test_a_damaged_graph_is_made_again(chosen: Runtime, cache: Path) -> None:
     in_(chosen, Brighter())(torch.ones(1, 3, 8, 8))
@@ -181,10 +200,10 @@ def test_the_fastest_is_measured_once_and_remembered(cache: Path, monkeypatch: p
 
     monkeypatch.setattr(fastest, "_seconds", seconds)
     for _ in range(2):
-        assert fastest.pick_runtime("auto", "auto", "cpu", Brighter(), "abc") == Runtime("onnx")
+        assert fastest.pick_runtime("auto", "auto", "cpu", Brighter(), "abc") == Runtime("onnx", patient=True)
     assert len(asked) == 3
     (cache / "runtimes.json").write_text("{cut")
-    assert fastest.pick_runtime("auto", "auto", "cpu", Brighter(), "abc") == Runtime("onnx")
+    assert fastest.pick_runtime("auto", "auto", "cpu", Brighter(), "abc") == Runtime("onnx", patient=True)
     assert len(asked) == 6
     fastest.pick_runtime("auto", "auto", "cpu", Brighter(), "other weights")
     assert len(asked) == 9

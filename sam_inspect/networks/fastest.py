@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def pick_runtime(name: str, precision: str, device: str, encoder: nn.Module | No
     every = [runtime for runtime in usable() if runtime.precision == exact]
     if device != "cpu" or encoder is None or len(every) == 1:
         return Runtime("torch", exact)
-    return _fastest(every, encoder, sha256)
+    return replace(_fastest(every, encoder, sha256), patient=True)
 
 
 def _fastest(every: list[Runtime], encoder: nn.Module, sha256: str) -> Runtime:

@@ -1,7 +1,8 @@
 """What runs a frozen network: torch itself, or a graph of it in OpenVINO or ONNX Runtime.
 
-A graph is made of the module for each input size when that size is first seen (seconds), and kept in the user's cache
-under the hash of everything that makes it; later processes load it.
+A graph is made of the module for each size of its input (seconds), and kept in the user's cache under the hash of
+everything that makes it; later processes load it. Where images are of many sizes, most are never worth one: a patient
+runtime leaves a size to torch until that has taken as long as the graph would.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +36,8 @@ RuntimeName = Literal["torch", "openvino", "onnx"]
 Precision = Literal["f32", "bf16"]
 PACKAGES: dict[str, str] = {"torch": "torch", "openvino": "openvino", "onnx": "onnxruntime"}
 OPSET = 17
-MOST_GRAPHS = 16
+MOST_GRAPHS = 32
+MAKING_SECONDS, LOADING_SECONDS = 2.5, 0.4
 Array = NDArray[np.float32]
 Free = Mapping[int, Sequence[int]]
 FIXED: Free = {}
@@ -46,10 +49,12 @@ class Runtime:
     """Attributes:
     name: who runs it.
     precision: of products; inputs and outputs are float32.
+    patient: makes a graph for a size only when torch has spent its price on that size.
     """
 
     name: RuntimeName = "torch"
     precision: Precision = "f32"
+    patient: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} {self.precision}"
@@ -80,7 +85,7 @@ def check(runtime: Runtime) -> None:
         raise ConfigError(f"runtime {runtime.name}: is not known", f"name one of auto, {', '.join(PACKAGES)}")
     if not installed(runtime.name):
         raise ConfigError(f"runtime {runtime.name}: is not installed", f"install sam-inspect[{runtime.name}]")
-    if runtime == Runtime("onnx", "bf16"):
+    if (runtime.name, runtime.precision) == ("onnx", "bf16"):
         raise ConfigError("runtime onnx: knows no bf16 on a CPU", "name openvino or torch, or f32")
 
 
@@ -150,15 +155,18 @@ class _InGraphs:
     def __init__(self, module: nn.Module, runtime: Runtime, free: Free) -> None:
         self.module, self.runtime, self.free, self.key = module, runtime, free, ""
         self.graphs: OrderedDict[str, Callable[[list[Array]], list[Array]]] = OrderedDict()
+        self.torch_seconds: dict[str, float] = {}
 
     @torch.inference_mode()
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """See `Running`."""
         shapes = self._shapes(inputs)
         if shapes not in self.graphs:
+            if self.runtime.patient and self.torch_seconds.get(shapes, 0.0) < self._price(shapes):
+                return self._timed(inputs, shapes)
             self.graphs[shapes] = self._made(inputs, shapes)
             if len(self.graphs) > MOST_GRAPHS:
-                self.graphs.popitem(last=False)
+                self.torch_seconds.pop(self.graphs.popitem(last=False)[0], None)
         self.graphs.move_to_end(shapes)
         answers = self.graphs[shapes]([tensor.contiguous().numpy() for tensor in inputs])
         return [torch.from_numpy(answer) for answer in answers]
@@ -171,10 +179,22 @@ class _InGraphs:
         ]
         return "-".join("x".join(shape) for shape in sides)
 
-    def _made(self, inputs: Sequence[Tensor], shapes: str) -> Callable[[list[Array]], list[Array]]:
+    def _price(self, shapes: str) -> float:
+        return LOADING_SECONDS if self._file(shapes).is_file() else MAKING_SECONDS
+
+    def _timed(self, inputs: Sequence[Tensor], shapes: str) -> list[Tensor]:
+        start = time.perf_counter()
+        answers = _InTorch(self.module, torch.device("cpu"), "f32")(*inputs)
+        self.torch_seconds[shapes] = self.torch_seconds.get(shapes, 0.0) + time.perf_counter() - start
+        return answers
+
+    def _file(self, shapes: str) -> Path:
         self.key = self.key or _key(self.module)
+        return cache_folder() / "graphs" / f"{self.key}-{shapes}.onnx"
+
+    def _made(self, inputs: Sequence[Tensor], shapes: str) -> Callable[[list[Array]], list[Array]]:
         load = partial(_in_openvino, self.runtime.precision) if self.runtime.name == "openvino" else _in_onnx
-        file = cache_folder() / "graphs" / f"{self.key}-{shapes}.onnx"
+        file = self._file(shapes)
         try:
             return load(file.read_bytes())
         except Exception as error:  # absent, or whatever a runtime raises for a damaged graph
