@@ -229,6 +229,24 @@ def bench(
 
 
 @app.command()
+def export(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Folder of the recipe.")],
+    out: Out,
+    form: Annotated[Literal["onnx", "openvino"], typer.Option("--format", help="Of the graphs.")] = "onnx",
+    size: Annotated[
+        str, typer.Option(metavar="WxH", show_default="the good parts'", help="Of the product's images, pixels.")
+    ] = "",
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
+) -> None:
+    """Writes a recipe as graphs and one JSON file, for a program in any language."""
+    with session(quiet, json_logs):
+        from sam_inspect import export as exporting
+
+        print(exporting.export(recipe, out, form, exporting.parse_size(size) if size else None))
+
+
+@app.command()
 def finetune(
     data: Annotated[
         Path,

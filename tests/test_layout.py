@@ -13,7 +13,7 @@ PLAN = [
     "networks",
     "localize prompt segment choose judge",
     "pipeline",
-    "datasets synth synth_bottle training finetune evaluate metrics report batch bench",
+    "datasets synth synth_bottle training finetune evaluate metrics report batch bench export",
     "serve",
     "cli __main__ __init__ console testing demo doctor",
 ]

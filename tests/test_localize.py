@@ -98,7 +98,7 @@ def test_a_patch_is_three_cells_wide_in_every_layer(layer: int, weights: Callabl
     stride = (4, 8, 16, 16)[layer]
     spot = torch.zeros(1, 1, 256 // stride, 256 // stride)
     spot[..., 128 // stride, 128 // stride] = 1
-    rows, columns = np.nonzero(grid._on_cells(spot, (256, 256))[0, ..., 0].numpy())
+    rows, columns = np.nonzero(grid.on_cells(spot, (256, 256))[0, ..., 0].numpy())
     assert (sorted(set(rows)), sorted(set(columns))) == ([7, 8, 9], [7, 8, 9])
 
 

@@ -122,13 +122,13 @@ class MemoryBank:
         looks = [_mean(layers) for layers in maps]
         drawing = [look for look, bank in zip(looks, self.banks, strict=True) if bank.grid.config.draws]
         drawn = _mean(drawing)
-        anomaly_map = smooth(drawn, self.args.smooth * self._tile_cells(drawn.shape, original_hw))
+        anomaly_map = smooth(drawn, self.args.smooth * self.tile_cells(drawn.shape, original_hw))
         if len(drawing) == len(looks):
             return anomaly_map
         score, peak = float(np.mean([look.max() for look in looks])), float(anomaly_map.max())
         return anomaly_map * np.float32(min(score, SURE) / max(min(peak, SURE), 1e-6))
 
-    def _tile_cells(self, shape: tuple[int, ...], original_hw: tuple[int, int]) -> float:
+    def tile_cells(self, shape: tuple[int, ...], original_hw: tuple[int, int]) -> float:
         """Cells of a map along the short side of one tile."""
         plan = self.banks[0].grid.plan(original_hw)
         return shape[0] / plan.scaled_hw[0] * min(plan.tile_hw)

@@ -16,7 +16,9 @@ class NearestPatches:
     The row nearest to q is the one with the highest q.b - |b|^2 / 2. That is one matrix product: the half square stands
     in three further columns, since bfloat16 keeps eight bits of it in each. The product and its maximum are taken in
     half precision where the processor has it (on two AVX512-BF16 cores, 4,096 x 10,000 x 128: 98 ms, in float32
-    500 ms); the distance to the row found is float32, so that rounding only ever decides near-ties.
+    500 ms); the distance to the row found is float32, so that rounding only ever decides near-ties. On a blank ground,
+    where thousands of good patches are near-identical, the row found is up to a few times as far as the nearest one;
+    with exact products MVTec AD's bottles came to the same figures (refined 0.736, F1 0.841).
     """
 
     def __init__(self, bank: Tensor) -> None:

@@ -73,10 +73,10 @@ class PatchGrid:
         at_once = TILES_AT_ONCE[self.backbone.device.type]
         for start in range(0, len(tiles), at_once):
             pixels = torch.from_numpy(np.stack(tiles[start : start + at_once])).permute(0, 3, 1, 2).float()
-            layers = [self._on_cells(layer.float(), plan.tile_hw) for layer in self.backbone.features(pixels)]
+            layers = [self.on_cells(layer.float(), plan.tile_hw) for layer in self.backbone.features(pixels)]
             yield from ([layer[i] for layer in layers] for i in range(len(pixels)))
 
-    def _on_cells(self, layer: Tensor, tile_hw: tuple[int, int]) -> Tensor:
+    def on_cells(self, layer: Tensor, tile_hw: tuple[int, int]) -> Tensor:
         """(B, C, h, w) of any stride as (B, h', w', C) on cells no finer than `cell_px`, then averaged over 3 x 3.
 
         In that order, so that a patch is three cells wide in every layer: PatchCore's local awareness.

@@ -25,10 +25,12 @@ class Backbone(Protocol):
     Attributes:
         multiple_px: input sides must be multiples of this.
         device: where it runs.
+        network: what `features` runs, as a module.
     """
 
     multiple_px: int
     device: torch.device
+    network: nn.Module
 
     def features(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) float32 RGB in 0..255 -> one (B, C, h, w) a layer, fine to coarse, on any strides."""
@@ -42,26 +44,26 @@ class SamTrunk:
 
     def __init__(self, encoder: TinyVitEncoder, layers: Sequence[int]) -> None:
         self.device = next(encoder.parameters()).device
-        self._run = run(_Stages(encoder, layers), self.device)
-        self._normalise = _Normalise(PIXEL_MEAN, PIXEL_STD, self.device)
+        self.network: nn.Module = _Stages(encoder, layers).to(self.device)
+        self._run = run(self.network, self.device)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """See `Backbone.features`."""
-        return self._run(self._normalise(images))
+        return self._run(images.to(self.device))
 
 
 class _Stages(nn.Module):
-    """The trunk up to its last wanted stage."""
+    """The trunk up to its last wanted stage, of RGB in 0..255."""
 
     def __init__(self, encoder: TinyVitEncoder, stages: Sequence[int]) -> None:
         super().__init__()
-        self.encoder, self.wanted = encoder, list(stages)
+        self.encoder, self.wanted, self.normalise = encoder, list(stages), _Normalise(PIXEL_MEAN, PIXEL_STD)
 
     def extra_repr(self) -> str:
         return f"stages={self.wanted}"
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.encoder.stage_features(images, self.wanted))
+        return tuple(self.encoder.stage_features(self.normalise(images), self.wanted))
 
 
 class TimmBackbone:
@@ -74,26 +76,28 @@ class TimmBackbone:
         self.multiple_px = int(max(reductions[layer] for layer in layers))
         mean, std = (np.array(model.pretrained_cfg[key]) * 255 for key in ("mean", "std"))
         self.device = next(model.parameters()).device
-        self._normalise = _Normalise(mean, std, self.device)
-        self._run = run(_Intermediates(model, layers), self.device)
+        self.network: nn.Module = _Intermediates(model, layers, _Normalise(mean, std)).to(self.device)
+        self._run = run(self.network, self.device)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """See `Backbone.features`."""
-        return self._run(self._normalise(images))
+        return self._run(images.to(self.device))
 
 
 class _Intermediates(nn.Module):
-    """A timm model up to its last wanted layer."""
+    """A timm model up to its last wanted layer, of RGB in 0..255."""
 
-    def __init__(self, model: Any, layers: Sequence[int]) -> None:
+    def __init__(self, model: Any, layers: Sequence[int], normalise: nn.Module) -> None:
         super().__init__()
-        self.model, self.wanted = model, list(layers)
+        self.model, self.wanted, self.normalise = model, list(layers), normalise
 
     def extra_repr(self) -> str:
         return f"layers={self.wanted}"
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        answer = self.model.forward_intermediates(images, indices=self.wanted, intermediates_only=True, stop_early=True)
+        answer = self.model.forward_intermediates(
+            self.normalise(images), indices=self.wanted, intermediates_only=True, stop_early=True
+        )
         return tuple(answer)
 
     def for_size(self, height: int, width: int) -> nn.Module:
@@ -102,18 +106,22 @@ class _Intermediates(nn.Module):
             return self
         model = copy.deepcopy(self.model)
         model.set_input_size(img_size=(height, width))
-        return _Intermediates(model, self.wanted)
+        return _Intermediates(model, self.wanted, self.normalise)
 
 
-class _Normalise:
+class _Normalise(nn.Module):
     """RGB in 0..255 to what the network was trained on."""
 
-    def __init__(self, mean: Sequence[float] | np.ndarray[Any, Any], std: Any, device: torch.device) -> None:
-        self.mean = torch.tensor(np.asarray(mean), dtype=torch.float32, device=device).view(1, 3, 1, 1)
-        self.std = torch.tensor(np.asarray(std), dtype=torch.float32, device=device).view(1, 3, 1, 1)
+    mean: Tensor
+    std: Tensor
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return (images.to(self.mean.device) - self.mean) / self.std
+    def __init__(self, mean: Sequence[float] | np.ndarray[Any, Any], std: Any) -> None:
+        super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(np.asarray(values), dtype=torch.float32).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
 
 
 def build_backbone(

@@ -1,0 +1,80 @@
+"""Inspects with an exported recipe, nothing of sam_inspect: python run_exported.py EXPORT IMAGE... > results.jsonl"""
+
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+
+
+def planes(image):
+    return np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32)
+
+
+def anomaly_map(session, recipe, image):
+    looks = {}
+    for look in recipe["heatmap"]["inputs"]:
+        by = cv2.INTER_AREA if look["height"] < image.shape[0] else cv2.INTER_LINEAR
+        looks[look["name"]] = planes(cv2.resize(image, (look["width"], look["height"]), interpolation=by))
+    return session.run(None, looks)[0]
+
+
+def boxes(rise, recipe, blur):
+    """(peak, box) of what rises above the threshold, down to a share of its peak, less its blur (as in `prompt.py`)."""
+    prompt = recipe["prompt"]
+    count, labels = cv2.connectedComponents((rise > prompt["floor"] * recipe["threshold"]).astype(np.uint8))
+    for label in range(1, count):
+        peak = rise[labels == label].max()
+        if peak > recipe["threshold"]:
+            level = max(prompt["floor"] * recipe["threshold"], prompt["grow"] * peak)
+            ends = np.array([[at.min(), at.max() + 1] for at in np.nonzero((labels == label) & (rise > level))])
+            spans, (y, x) = ends[:, 1] - ends[:, 0], ends.mean(1)
+            dy, dx = np.maximum(np.sqrt(np.maximum(spans**2 - blur**2, 0)), max(blur / 8, 1)) / 2
+            yield peak, (x - dx, y - dy, x + dx, y + dy)
+
+
+def mask(encoder, decoder, recipe, image, rise, peak, box):
+    """(H, W) bool: SAM's masks of the box in a square view, voting as the map agrees with them (`choose.py`)."""
+    (x0, y0, x1, y1), (height, width), choose = box, image.shape[:2], recipe["choose"]
+    side = max(round(recipe["prompt"]["context"] * max(x1 - x0, y1 - y0)), recipe["prompt"]["least_view_px"])
+    w, h = min(side, width), min(side, height)
+    left = min(max(0, round((x0 + x1) / 2 - w / 2)), width - w)
+    top = min(max(0, round((y0 + y1) / 2 - h / 2)), height - h)
+    crop, px = np.s_[top : top + h, left : left + w], recipe["encoder"]["side_px"]
+    columns, rows = round(w * px / max(w, h)), round(h * px / max(w, h))
+    shown = np.tile(np.array(recipe["encoder"]["pad_with"], np.float32), (px, px, 1))
+    shown[:rows, :columns] = cv2.resize(image[crop], (columns, rows))
+    points = (np.array([[[x0, y0], [x1, y1]]]) - [left, top]) * [columns / w, rows / h]
+    (features,) = encoder.run(None, {"input_0": planes(shown)})
+    prompt = {"input_0": features, "input_1": points.astype(np.float32), "input_2": np.float32([[2, 3]])}
+    logits, iou = (answer[0] for answer in decoder.run(None, prompt))
+    logits, low = logits[:, : -(-rows // 4), : -(-columns // 4)], choose["from_peak"] * peak
+    evidence = np.clip((rise[crop] - low) / (peak - low), 0, 1)
+    expected = cv2.resize(evidence, logits.shape[:0:-1], interpolation=cv2.INTER_AREA)
+    shared, areas = ((logits > 0) * expected).sum((1, 2)), (logits > 0).sum((1, 2))
+    weights = np.exp((shared / (expected.sum() + areas - shared) + choose["predicted_iou"] * iou) / 0.1)
+    vote = cv2.resize(np.tensordot(weights / weights.sum(), logits, 1), (w, h))
+    whole = np.zeros(rise.shape, bool)
+    whole[crop] = 1 / (1 + np.exp(-vote)) + evidence > 2 * choose["least_share"]
+    return whole
+
+
+def main(folder, images):
+    recipe = json.loads((folder / "recipe.json").read_text())
+    graphs = [onnxruntime.InferenceSession(str(folder / recipe[n]["file"])) for n in ("heatmap", "encoder", "decoder")]
+    for path in images:
+        image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
+        found = anomaly_map(graphs[0], recipe, image)
+        rise = cv2.resize(found, image.shape[1::-1])
+        blur = recipe["prompt"]["blur_cells"] * max(np.divide(rise.shape, found.shape))
+        masks = [mask(*graphs[1:], recipe, image, rise, *each) for each in boxes(rise, recipe, blur)]
+        if masks:
+            cv2.imwrite(f"{Path(path).stem}_mask.png", 255 * np.any(masks, 0).astype(np.uint8))
+        row = {"image": path, "verdict": "fail" if masks else "pass", "score": float(found.max())}
+        print(json.dumps(row | {"areas_px": [int(each.sum()) for each in masks]}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
