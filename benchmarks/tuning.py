@@ -49,7 +49,7 @@ def main(
     IoU lies off.
     """
     with session(quiet=False, json_logs=False) as progress, tempfile.TemporaryDirectory() as folder:
-        inspector = Inspector.from_recipe(recipe, "auto", tuned=False)
+        inspector = Inspector.from_recipe(recipe, "auto", tuned=False, runtime="torch")
         plan = Plan(shots=shots or None, folds=folds)
         bench = Bench.of(inspector, data, plan, progress)
         parts = [bench.drawn(fold, plan.shots, seed) for fold in bench.whole_folds(plan, seed)]

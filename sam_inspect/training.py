@@ -23,8 +23,7 @@ from sam_inspect.images import read_image
 from sam_inspect.judge import calibrated_threshold
 from sam_inspect.localize import Fit, Localizer, Trainable
 from sam_inspect.localize.anomalib_exported import GRAPHS
-from sam_inspect.networks.runtime import running_on
-from sam_inspect.pipeline import adjusted, pick_device, pick_runtime_for
+from sam_inspect.pipeline import adjusted, pick_device
 from sam_inspect.plugins import broken_contract, load_plugin
 from sam_inspect.progress import Progress
 from sam_inspect.recipe import RECIPE, Recipe, save_recipe
@@ -66,9 +65,7 @@ def train_recipe(
     make_folder(folder)  # before minutes of work, not after them
     (folder / RECIPE).unlink(missing_ok=True)
     start = time.monotonic()
-    place = pick_device(device)
-    with running_on(pick_runtime_for(config, place)):
-        localizer, fit = localizer_class.fit(images, config.localizer.args, device=place, progress=progress)
+    localizer, fit = localizer_class.fit(images, config.localizer.args, device=pick_device(device), progress=progress)
     tensors, facts = localizer.state()
     recipe = Recipe(
         folder=folder,

@@ -96,7 +96,8 @@ def finetune(
         RecipeError, WeightsError, OutputError.
     """
     start = time.monotonic()
-    inspector = Inspector.from_recipe(folder, device, tuned=False)
+    # In torch, so that the same seed gives the same figures whatever is installed.
+    inspector = Inspector.from_recipe(folder, device, tuned=False, runtime="torch")
     out = make_folder(folder / FOLDER)
     bench = Bench.of(inspector, data, plan, progress)
     tuner = bench.tuner(settings, out / FITS, data)
