@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from sam_inspect.localize.anomalib_engine import build, read_checkpoint, train
 from sam_inspect.localize.anomalib_model import AnomalibArgs, AnomalibModel, frame_of, held_out
 from sam_inspect.progress import silent
 from sam_inspect.testing import check_localizer
+from sam_inspect.weights import LoadedWeights
 
 PADIM = {
     "model": "padim",
@@ -52,6 +53,17 @@ def test_a_padim_marks_the_hole_and_scores_it_above_good_parts(
     y, x = np.unravel_index(found.anomaly_map.argmax(), found.anomaly_map.shape)
     assert 60 <= (y + 0.5) * 96 / rows <= 75
     assert 90 <= (x + 0.5) * 128 / columns <= 110
+
+
+def test_a_patchcore_has_the_weights_that_are_known_here(
+    good_plates: list[Path], weights: Callable[[str], LoadedWeights]
+) -> None:
+    known = weights("mobilenet_v2")
+    args = {"backbone": "mobilenetv2_100", "layers": ["blocks.2"], "coreset_sampling_ratio": 0.05}
+    args = {"model": "patchcore", "args": args, "size_px": 128}
+    localizer, fit = AnomalibModel.fit(good_plates, args, device="cpu", progress=silent)
+    assert fit.weights["mobilenet_v2"]["sha256"] == known.sha256
+    assert localizer.localize(with_hole(good_plates[0])).pred_score > 1.5 * fit.calibration_scores.max()
 
 
 def test_it_keeps_the_contract_of_localizers(good_plates: list[Path]) -> None:
