@@ -55,14 +55,24 @@ def test_a_padim_marks_the_hole_and_scores_it_above_good_parts(
     assert 90 <= (x + 0.5) * 128 / columns <= 110
 
 
-def test_a_patchcore_has_the_weights_that_are_known_here(
-    good_plates: list[Path], weights: Callable[[str], LoadedWeights]
+MOBILE = {"backbone": "mobilenetv2_100", "layers": ["blocks.2"]}
+UNTRAINED = {"backbone": "resnet18", "layers": ["layer1"], "pre_trained": False}
+CORESET = {"coreset_sampling_ratio": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("model", "args"),
+    [("patchcore", MOBILE | CORESET), ("padim", MOBILE | {"n_features": 30}), ("patchcore", UNTRAINED | CORESET)],
+    ids=["patchcore", "padim", "patchcore-untrained"],
+)
+def test_models_find_the_hole_with_the_weights_known_here_and_without(
+    good_plates: list[Path], weights: Callable[[str], LoadedWeights], model: str, args: dict[str, Any]
 ) -> None:
     known = weights("mobilenet_v2")
-    args = {"backbone": "mobilenetv2_100", "layers": ["blocks.2"], "coreset_sampling_ratio": 0.05}
-    args = {"model": "patchcore", "args": args, "size_px": 128}
-    localizer, fit = AnomalibModel.fit(good_plates, args, device="cpu", progress=silent)
-    assert fit.weights["mobilenet_v2"]["sha256"] == known.sha256
+    whole = {"model": model, "args": args, "size_px": 128}
+    localizer, fit = AnomalibModel.fit(good_plates, whole, device="cpu", progress=silent)
+    found = {name: facts["sha256"] for name, facts in fit.weights.items()}
+    assert found == ({} if "pre_trained" in args else {"mobilenet_v2": known.sha256})
     assert localizer.localize(with_hole(good_plates[0])).pred_score > 1.5 * fit.calibration_scores.max()
 
 
