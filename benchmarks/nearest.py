@@ -104,7 +104,9 @@ def ways(memory: Tensor, asked: Tensor) -> dict[str, Callable[[int], Distances]]
 def exact_distances(memory: Tensor, asked: Tensor) -> NDArray[np.float64]:
     """(queries,) float64, from differences: no cancellation as in the expanded square."""
     wide = memory.double()
-    nearest = torch.cat([torch.cdist(part, wide).topk(5, largest=False).indices for part in asked.double().split(512)])  # type: ignore[no-untyped-call]
+    nearest = torch.cat(
+        [torch.cdist(part, wide).topk(5, largest=False).indices for part in torch.split(asked.double(), 512)]
+    )
     differences = asked.double()[:, None] - wide[nearest]
     return differences.square().sum(2).amin(1).sqrt().numpy()
 

@@ -22,6 +22,7 @@ from sam_inspect.plugins import load_plugin
 from sam_inspect.progress import Progress
 from sam_inspect.prompt import plan_views
 from sam_inspect.records import Box, CropMask
+from sam_inspect.segment import Segmenter
 from sam_inspect.synth import DEFECTS, draw_part
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -48,8 +49,9 @@ def main(
     with session(quiet=False, json_logs=False) as progress:
         chosen, rows = find_config(config), list[Row]()
         image, truth = drawn_image()
+        segmenter = segmenter_of(chosen, runtime)
         for view in GOALS:
-            rows.append(measured(view, chosen, image, truth, (runtime, repeats), progress))
+            rows.append(measured(view, chosen, segmenter, image, truth, repeats, progress))
         machine = hardware()
         columns = {
             "views": "views",
@@ -95,19 +97,25 @@ def _window(box: Box, shape: tuple[int, ...]) -> tuple[int, int]:
     return min(max(left, 0), shape[1] - CELL_HW[1]), min(max(top, 0), shape[0] - CELL_HW[0])
 
 
+def segmenter_of(config: RecipeConfig, runtime: str) -> Segmenter:
+    """Its SAM, with graphs made at once."""
+    segmenter_class = load_plugin("segmenters", config.segmenter.name)
+    assert issubclass(segmenter_class, Segmenter)
+    with running_on(replace(pick_runtime_for(config, "cpu", runtime), patient=False)):
+        return segmenter_class.from_config(config.segmenter.args, device="cpu")
+
+
 def measured(
     view: View,
     config: RecipeConfig,
+    segmenter: Segmenter,
     image: NDArray[np.uint8],
     truth: Sequence[CropMask],
-    how: tuple[str, int],
+    repeats: int,
     progress: Progress,
 ) -> Row:
     """One against ten for one kind of view."""
     prompt = config.prompt.model_copy(update={"view": view})
-    runtime, repeats = how
-    with running_on(replace(pick_runtime_for(config, "cpu", runtime), patient=False)):
-        segmenter = load_plugin("segmenters", config.segmenter.name).from_config(config.segmenter.args, device="cpu")  # type: ignore[attr-defined]
     inspector = Inspector(config.model_copy(update={"prompt": prompt}), segmenter, boxes={})
     every = list(range(len(truth)))
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sam_inspect.errors import SamInspectError, UsageError
 from sam_inspect.images import find_images
 from sam_inspect.masks import from_rle, union
+from sam_inspect.metrics import mask_iou
 from sam_inspect.networks.runtime import Runtime, usable
 from sam_inspect.progress import Progress
 from sam_inspect.recipe import load_recipe, save_runtime
@@ -190,9 +191,7 @@ def _quantiles(values: Sequence[float]) -> dict[str, float]:
 
 def _iou(found: Row, before: Row) -> float:
     """Of all that two runs outlined in an image."""
-    one, other = _mask(found), _mask(before)
-    either = np.count_nonzero(one | other)
-    return float(np.count_nonzero(one & other) / either) if either else 1.0
+    return float(mask_iou(_mask(found), _mask(before)))
 
 
 def _mask(found: Row) -> NDArray[np.bool_]:

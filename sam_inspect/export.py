@@ -19,6 +19,7 @@ from sam_inspect.files import make_folder, write_bytes, write_text
 from sam_inspect.images import read_size
 from sam_inspect.localize.heatmap_graph import HeatmapGraph
 from sam_inspect.localize.memory_bank import MemoryBank
+from sam_inspect.networks.backbone import Normalise
 from sam_inspect.networks.runtime import Free, exported, installed
 from sam_inspect.networks.sam import NATIVE_PX, PIXEL_MEAN, PIXEL_STD, STRIDE, SamNetwork, decode_each
 from sam_inspect.pipeline import Inspector
@@ -62,7 +63,7 @@ def export(recipe: Path, out: Path, form: Format = "onnx", original_hw: tuple[in
     features = torch.zeros(1, 256, side // STRIDE, side // STRIDE)
     graphs = {
         "heatmap": exported(heatmap, looks),
-        "encoder": exported(_Encoder(sam.network), [torch.zeros(1, 3, side, side)]),
+        "encoder": exported(_encoder(sam.network), [torch.zeros(1, 3, side, side)]),
         "decoder": exported(
             _Prompted(sam.network, side), [features, torch.zeros(1, 2, 2), torch.zeros(1, 2)], free=PROMPTS
         ),
@@ -89,21 +90,9 @@ def _size_of(inspector: Inspector) -> tuple[int, int]:
     return read_size(good_images(data)[0])
 
 
-class _Encoder(nn.Module):
+def _encoder(network: SamNetwork) -> nn.Module:
     """Views, (1, 3, s, s) RGB in 0..255, to features, (1, 256, s / 16, s / 16)."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: SamNetwork) -> None:
-        super().__init__()
-        self.encoder = network.image_encoder
-        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1))
-
-    def forward(self, view: Tensor) -> Tensor:
-        features: Tensor = self.encoder((view - self.mean) / self.std)
-        return features
+    return nn.Sequential(Normalise(PIXEL_MEAN, PIXEL_STD), network.image_encoder).eval()
 
 
 class _Prompted(nn.Module):

@@ -99,11 +99,8 @@ class Inspector:
         localizer_class = load_plugin("localizers", config.localizer.name)
         if not issubclass(localizer_class, Trainable):
             raise broken_contract(config.localizer.name, localizer_class, Trainable)
-        if runtime == precision == "auto" and place == "cpu" and installed(recipe.runtime.get("runtime", "")):
-            checked = pick_runtime_for(config, place, recipe.runtime["runtime"], recipe.runtime["precision"])
-            chosen = replace(checked, patient=True)
-        else:
-            chosen = pick_runtime_for(config, place, runtime, precision)
+        chosen = _checked_runtime(recipe, place) if runtime == precision == "auto" else None
+        chosen = chosen or pick_runtime_for(config, place, runtime, precision)
         with running_on(chosen):
             localizer = localizer_class.from_state(config.localizer.args, recipe.tensors, recipe.facts, device=place)
             segmenter = _tuned(_segmenter(config, place), recipe)
@@ -296,6 +293,14 @@ def pick_runtime_for(config: RecipeConfig, device: str, name: str = "auto", prec
         return pick_runtime(name, precision, device, None)
     network, facts = load_sam(config.segmenter.name, config.segmenter.args.get("weights"), device)
     return pick_runtime(name, precision, device, network.image_encoder, facts["sha256"])
+
+
+def _checked_runtime(recipe: Recipe, device: str) -> Runtime | None:
+    """What `bench --check` put into the recipe, where it runs here."""
+    if device != "cpu" or not installed(recipe.runtime.get("runtime", "")):
+        return None
+    checked = pick_runtime(recipe.runtime["runtime"], recipe.runtime["precision"], device, None)
+    return replace(checked, patient=True)
 
 
 def _segmenter(config: RecipeConfig, device: str) -> Segmenter:

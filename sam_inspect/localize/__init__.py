@@ -38,6 +38,13 @@ class Fit:
     calibration_pixels: NDArray[np.float32]
     weights: dict[str, dict[str, str]]
 
+    @classmethod
+    def of(cls, maps: Sequence[NDArray[np.float32]], weights: dict[str, dict[str, str]]) -> Fit:
+        """What the maps of held-out good parts say; a map's peak is its score."""
+        scores = np.array([found.max() for found in maps], np.float32)
+        pixels = np.quantile(np.concatenate([found.ravel() for found in maps]), np.linspace(0, 1, 1001))
+        return cls(scores, pixels.astype(np.float32), weights)
+
 
 @runtime_checkable
 class Trainable(Localizer, Protocol):

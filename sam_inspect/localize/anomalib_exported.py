@@ -22,6 +22,7 @@ from sam_inspect.errors import ConfigError, WeightsError
 from sam_inspect.images import read_image
 from sam_inspect.localize import Fit
 from sam_inspect.localize.drawn_maps import UNPLACED, Map, Place, fit_of, located, maps_of, measured
+from sam_inspect.networks.runtime import onnx_session, openvino_compiled
 from sam_inspect.progress import Progress
 from sam_inspect.records import Localization
 
@@ -180,11 +181,7 @@ class OnnxGraph:
     """A `Graph` of onnxruntime."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        self.session = onnxruntime.InferenceSession(files["onnx"], options, providers=["CPUExecutionProvider"])
+        self.session = onnx_session(files["onnx"])
         outputs = {output.name: output for output in self.session.get_outputs()}
         self.input = self.session.get_inputs()[0].name
         self.input_hw = _fixed(self.session.get_inputs()[0].shape)
@@ -202,15 +199,13 @@ class OpenVinoGraph:
     def __init__(self, files: Mapping[str, bytes]) -> None:
         import openvino
 
-        core = openvino.Core()
-        model = core.read_model(model=files["xml"], weights=files["bin"])
+        model = openvino.Core().read_model(model=files["xml"], weights=files["bin"])
         drawn = {name: output for output in model.outputs for name in output.get_names()}[MAP]
         self.input_hw, self.map_hw = (
             _fixed([side.get_length() if side.is_static else None for side in end.partial_shape])
             for end in (model.inputs[0], drawn)
         )
-        options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
-        self.compiled = core.compile_model(model, "CPU", options)
+        self.compiled = openvino_compiled(model, "f32")
 
     def __call__(self, pixels: NDArray[np.float32]) -> Map:
         """See `Graph`."""

@@ -19,7 +19,7 @@ from sklearn.model_selection import KFold
 from torch import Tensor
 
 from sam_inspect.config import Section, validated
-from sam_inspect.errors import ConfigError, WeightsError
+from sam_inspect.errors import ConfigError, RecipeError, WeightsError
 from sam_inspect.localize import Fit
 from sam_inspect.localize.anomalib_engine import Weights, build, read_checkpoint, train
 from sam_inspect.localize.drawn_maps import UNPLACED, Map, Place, fit_of, located, maps_of, measured
@@ -145,7 +145,9 @@ class AnomalibModel:
         """See `Trainable.from_state`."""
         parsed = validated(AnomalibArgs, dict(args), "localizer.args")
         place = Place.from_facts(facts)
-        parsed = parsed.model_copy(update={"args": facts.get("model_args", parsed.args)})
+        if "model_args" not in facts:
+            raise RecipeError("the recipe's model of anomalib lacks 'model_args'", "train it again")
+        parsed = parsed.model_copy(update={"args": facts["model_args"]})
         return cls(parsed, _loaded(parsed, tensors, "the recipe"), device, place)
 
 

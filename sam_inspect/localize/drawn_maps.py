@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.errors import RecipeError
 from sam_inspect.images import read_image
 from sam_inspect.localize import Fit
-from sam_inspect.localize.planted import measure_offsets
+from sam_inspect.localize.planted import measure_offsets, moved_back
 from sam_inspect.progress import Progress
 from sam_inspect.records import Localization
 
@@ -64,18 +63,9 @@ def located(anomaly_map: Map, original_hw: tuple[int, int], place: Place) -> Loc
 
     Regions reach down to a share of their peak: over a map that is never near 0 they would be the whole image.
     """
-    anomaly_map = _moved(anomaly_map, place.offset_yx) - np.float32(place.base)
+    (dy, dx), (height, width) = place.offset_yx, anomaly_map.shape
+    anomaly_map = moved_back(anomaly_map, (dy * height, dx * width)) - np.float32(place.base)
     return Localization(original_hw, float(anomaly_map.max()), anomaly_map=anomaly_map)
-
-
-def _moved(anomaly_map: Map, offset_yx: tuple[float, float]) -> Map:
-    """Up and left by shares of its sides."""
-    dy, dx = (offset * side for offset, side in zip(offset_yx, anomaly_map.shape, strict=True))
-    if not dy and not dx:
-        return anomaly_map
-    move, size = np.array([[1, 0, -dx], [0, 1, -dy]], np.float64), anomaly_map.shape[::-1]
-    placed = cv2.warpAffine(anomaly_map, move, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(placed, np.float32)
 
 
 def measured(model: Drawing, images: Sequence[Path], maps: Sequence[Map]) -> Place:
@@ -95,7 +85,5 @@ def maps_of(model: Drawing, images: Sequence[Path], progress: Progress) -> list[
 
 
 def fit_of(maps: Sequence[Map], base: float, weights: dict[str, dict[str, str]]) -> Fit:
-    """What maps of held-out good parts say."""
-    scores = np.array([found.max() - base for found in maps], np.float32)
-    pixels = np.quantile(np.concatenate([found.ravel() for found in maps]) - base, np.linspace(0, 1, 1001))
-    return Fit(scores, pixels.astype(np.float32), weights)
+    """What maps of held-out good parts say, less the base."""
+    return Fit.of([found - np.float32(base) for found in maps], weights)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ from sam_inspect.images import blend_tiles, read_image, read_size
 from sam_inspect.localize import Fit
 from sam_inspect.localize.memory import LayerMemory, Map, Normal, on_grid, smooth
 from sam_inspect.localize.patches import BackboneConfig, PatchGrid, product_scale
-from sam_inspect.localize.planted import measure_offsets
+from sam_inspect.localize.planted import measure_offsets, moved_back
 from sam_inspect.networks import load_backbone
 from sam_inspect.progress import Progress
 from sam_inspect.records import Localization
@@ -147,11 +146,7 @@ class MemoryBank:
             localizer._combined([maps for maps, _ in found], found[0][1])
             for found in zip(*(held for _, held in fitted), strict=True)
         ]
-        scores = np.array([found.max() for found in held], np.float32)
-        pixels = np.quantile(np.concatenate([found.ravel() for found in held]), np.linspace(0, 1, 1001))
-        return localizer, Fit(
-            scores, pixels.astype(np.float32), {b.weights["name"]: b.weights for b in localizer.banks}
-        )
+        return localizer, Fit.of(held, {bank.weights["name"]: bank.weights for bank in localizer.banks})
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Trainable.state`."""
@@ -309,8 +304,4 @@ def _moved(plan: TilePlan, tile_maps: Map, offset_yx: tuple[float, float]) -> Ma
     """The tiles' maps (n, h, w) as one, moved back by the layer's own offset, pixels of the scaled image."""
     cell_px = plan.tile_hw[1] // tile_maps.shape[2]
     blended = blend_tiles(plan, list(tile_maps), cell_px)
-    dy, dx = (offset / cell_px for offset in offset_yx)
-    move = np.array([[1, 0, -dx], [0, 1, -dy]], np.float32)
-    size = blended.shape[::-1]
-    moved = cv2.warpAffine(blended, move, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(moved, np.float32)
+    return moved_back(blended, (offset_yx[0] / cell_px, offset_yx[1] / cell_px))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,6 +42,16 @@ def measure_offsets(
     layers = zip(*(_offsets(bank, image, side) for image in images), strict=True)
     found = [[offset for offsets in layer for offset in offsets] for layer in layers]
     return tuple(_median(offsets, scale) for offsets in found)
+
+
+def moved_back(found: NDArray[np.float32], offset_yx: tuple[float, float]) -> NDArray[np.float32]:
+    """A map up and left by so many of its cells, its border repeated."""
+    dy, dx = offset_yx
+    if not dy and not dx:
+        return found
+    move, size = np.array([[1, 0, -dx], [0, 1, -dy]], np.float64), found.shape[::-1]
+    placed = cv2.warpAffine(found, move, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(placed, np.float32)
 
 
 def _median(offsets: Sequence[tuple[float, float]], scale: float) -> tuple[float, float]:

@@ -57,7 +57,7 @@ class _Stages(nn.Module):
 
     def __init__(self, encoder: TinyVitEncoder, stages: Sequence[int]) -> None:
         super().__init__()
-        self.encoder, self.wanted, self.normalise = encoder, list(stages), _Normalise(PIXEL_MEAN, PIXEL_STD)
+        self.encoder, self.wanted, self.normalise = encoder, list(stages), Normalise(PIXEL_MEAN, PIXEL_STD)
 
     def extra_repr(self) -> str:
         return f"stages={self.wanted}"
@@ -76,7 +76,7 @@ class TimmBackbone:
         self.multiple_px = int(max(reductions[layer] for layer in layers))
         mean, std = (np.array(model.pretrained_cfg[key]) * 255 for key in ("mean", "std"))
         self.device = next(model.parameters()).device
-        self.network: nn.Module = _Intermediates(model, layers, _Normalise(mean, std)).to(self.device)
+        self.network: nn.Module = _Intermediates(model, layers, Normalise(mean, std)).to(self.device)
         self._run = run(self.network, self.device)
 
     def features(self, images: Tensor) -> list[Tensor]:
@@ -109,7 +109,7 @@ class _Intermediates(nn.Module):
         return _Intermediates(model, self.wanted, self.normalise)
 
 
-class _Normalise(nn.Module):
+class Normalise(nn.Module):
     """RGB in 0..255 to what the network was trained on."""
 
     mean: Tensor
@@ -121,6 +121,7 @@ class _Normalise(nn.Module):
             self.register_buffer(name, torch.tensor(np.asarray(values), dtype=torch.float32).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) float32 of both."""
         return (images - self.mean) / self.std
 
 

@@ -35,6 +35,7 @@ from sam_inspect.weights import cache_folder
 RuntimeName = Literal["torch", "openvino", "onnx"]
 Precision = Literal["f32", "bf16"]
 PACKAGES: dict[str, str] = {"torch": "torch", "openvino": "openvino", "onnx": "onnxruntime"}
+UNKNOWN_TO_CPUS: tuple[RuntimeName, Precision] = ("onnx", "bf16")
 OPSET = 17
 MOST_GRAPHS = 32
 MAKING_SECONDS, LOADING_SECONDS = 2.5, 0.4
@@ -85,7 +86,7 @@ def check(runtime: Runtime) -> None:
         raise ConfigError(f"runtime {runtime.name}: is not known", f"name one of auto, {', '.join(PACKAGES)}")
     if not installed(runtime.name):
         raise ConfigError(f"runtime {runtime.name}: is not installed", f"install sam-inspect[{runtime.name}]")
-    if (runtime.name, runtime.precision) == ("onnx", "bf16"):
+    if (runtime.name, runtime.precision) == UNKNOWN_TO_CPUS:
         raise ConfigError("runtime onnx: knows no bf16 on a CPU", "name openvino or torch, or f32")
 
 
@@ -103,7 +104,7 @@ def has_bf16() -> bool:
 def usable() -> list[Runtime]:
     """Every installed runtime in every precision that it knows, torch in f32 first."""
     every = [Runtime(name, precision) for name in get_args(RuntimeName) for precision in get_args(Precision)]
-    return [runtime for runtime in every if installed(runtime.name) and runtime != Runtime("onnx", "bf16")]
+    return [runtime for runtime in every if installed(runtime.name) and runtime != Runtime(*UNKNOWN_TO_CPUS)]
 
 
 class Running(Protocol):
@@ -155,7 +156,7 @@ class _InGraphs:
     def __init__(self, module: nn.Module, runtime: Runtime, free: Free) -> None:
         self.module, self.runtime, self.free, self.key = module, runtime, free, ""
         self.graphs: OrderedDict[str, Callable[[list[Array]], list[Array]]] = OrderedDict()
-        self.torch_seconds: dict[str, float] = {}
+        self.in_torch, self.torch_seconds = _InTorch(module, torch.device("cpu"), "f32"), dict[str, float]()
 
     @torch.inference_mode()
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
@@ -184,7 +185,7 @@ class _InGraphs:
 
     def _timed(self, inputs: Sequence[Tensor], shapes: str) -> list[Tensor]:
         start = time.perf_counter()
-        answers = _InTorch(self.module, torch.device("cpu"), "f32")(*inputs)
+        answers = self.in_torch(*inputs)
         self.torch_seconds[shapes] = self.torch_seconds.get(shapes, 0.0) + time.perf_counter() - start
         return answers
 
@@ -203,13 +204,12 @@ class _InGraphs:
             content = exported(self.module, inputs, self.free)
         except Exception as error:  # whatever torch's exporter raises for a network that has no graph
             log.warning("%s has no graph (%s); torch runs it", type(self.module).__name__, type(error).__name__)
-            return self._in_torch
+            return self._arrays_in_torch
         _keep(file, content)
         return load(content)
 
-    def _in_torch(self, inputs: list[Array]) -> list[Array]:
-        running = _InTorch(self.module, torch.device("cpu"), "f32")
-        return [answer.numpy() for answer in running(*map(torch.from_numpy, inputs))]
+    def _arrays_in_torch(self, inputs: list[Array]) -> list[Array]:
+        return [answer.numpy() for answer in self.in_torch(*map(torch.from_numpy, inputs))]
 
 
 def _several(answer: Any) -> tuple[Tensor, ...]:
@@ -263,7 +263,8 @@ def _example_shape(tensor: Tensor, free: Sequence[int]) -> list[int]:
     return [3 if axis in free else side for axis, side in enumerate(tensor.shape)]
 
 
-def _in_openvino(precision: Precision, content: bytes) -> Callable[[list[Array]], list[Array]]:
+def openvino_compiled(model: Any, precision: Precision) -> Any:
+    """An OpenVINO model ready to run on the CPU with torch's number of threads; what was compiled is kept."""
     import openvino
 
     options: dict[str, Any] = {
@@ -272,9 +273,23 @@ def _in_openvino(precision: Precision, content: bytes) -> Callable[[list[Array]]
     }
     folder = cache_folder() / "graphs"
     if os.access(folder, os.W_OK):
-        options["CACHE_DIR"] = str(folder / "openvino")  # what it compiled, half a second a graph
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(model=content), "CPU", options)
+        options["CACHE_DIR"] = str(folder / "openvino")  # half a second a graph
+    return openvino.Core().compile_model(model, "CPU", options)
+
+
+def onnx_session(content: bytes) -> Any:
+    """An ONNX Runtime session on the CPU with torch's number of threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _in_openvino(precision: Precision, content: bytes) -> Callable[[list[Array]], list[Array]]:
+    import openvino
+
+    compiled = openvino_compiled(openvino.Core().read_model(model=content), precision)
 
     def running(inputs: list[Array]) -> list[Array]:
         answer = compiled(inputs, share_inputs=True)
@@ -284,10 +299,6 @@ def _in_openvino(precision: Precision, content: bytes) -> Callable[[list[Array]]
 
 
 def _in_onnx(content: bytes) -> Callable[[list[Array]], list[Array]]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = onnx_session(content)
     names = [each.name for each in session.get_inputs()]
     return lambda inputs: list(session.run(None, dict(zip(names, inputs, strict=True))))

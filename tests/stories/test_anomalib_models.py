@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
@@ -26,6 +27,11 @@ PADIM: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def sam(weights: Callable[[str], Any]) -> None:
+    weights("mobile_sam")
+
+
 def intersection_over_union(line: dict[str, Any], plates: Path) -> float:
     """Of the most striking defect of a picture and its ground truth."""
     truth = np.array(Image.open(plates / "ground_truth/hole" / f"{Path(line['image']).stem}_mask.png")) > 0
@@ -33,10 +39,7 @@ def intersection_over_union(line: dict[str, Any], plates: Path) -> float:
     return float((found & truth).sum() / (found | truth).sum())
 
 
-def test_the_docs_command_trains_and_tests_through_anomalibs_own_cli(
-    plates: Path, tmp_path: Path, weights: Callable[[str], Any]
-) -> None:
-    weights("mobile_sam")
+def test_the_docs_command_trains_and_tests_through_anomalibs_own_cli(plates: Path, tmp_path: Path) -> None:
     (tmp_path / "bottle").symlink_to(plates)
     (command,) = re.findall(r"^(anomalib train .*SamRefined.*)$", DOCS.read_text(encoding="utf-8"), re.M)
     small = [
@@ -57,13 +60,8 @@ def test_the_docs_command_trains_and_tests_through_anomalibs_own_cli(
 
 
 def test_an_anomalib_model_is_trained_inspects_is_scored_and_its_masks_are_tuned(
-    plates: Path,
-    good_plates: list[Path],
-    tmp_path: Path,
-    sam_inspect: Callable[..., Any],
-    weights: Callable[[str], Any],
+    plates: Path, good_plates: list[Path], tmp_path: Path, sam_inspect: Callable[..., Any]
 ) -> None:
-    weights("mobile_sam")
     recipe, out = tmp_path / "recipe", tmp_path / "out"
     config = tmp_path / "mine.yaml"
     localizer = {"name": "anomalib", "args": {**PADIM, "size_px": 64}}
@@ -92,13 +90,8 @@ def test_an_anomalib_model_is_trained_inspects_is_scored_and_its_masks_are_tuned
 
 
 def test_an_export_of_anomalib_inspects(
-    plates: Path,
-    good_plates: list[Path],
-    tmp_path: Path,
-    sam_inspect: Callable[..., Any],
-    weights: Callable[[str], Any],
+    plates: Path, good_plates: list[Path], tmp_path: Path, sam_inspect: Callable[..., Any]
 ) -> None:
-    weights("mobile_sam")
     model = build("padim", PADIM["args"], 64, {})
     train(model, good_plates, {}, 0, "cpu", silent)
     file = model.to_onnx(tmp_path)
