@@ -29,7 +29,7 @@ from sam_inspect.localize.memory_bank import MemoryBankArgs
 from sam_inspect.localize.patches import BackboneConfig
 from sam_inspect.masks import components, union
 from sam_inspect.metrics import mask_iou
-from sam_inspect.networks import load_backbone, load_sam
+from sam_inspect.networks.loaded import load_backbone, load_sam
 from sam_inspect.pipeline import Inspector
 from sam_inspect.recipe import load_recipe
 

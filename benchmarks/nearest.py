@@ -17,7 +17,7 @@ from torch import Tensor
 from sam_inspect.console import session
 from sam_inspect.localize.nearest import NearestPatches
 from sam_inspect.localize.patches import BackboneConfig
-from sam_inspect.networks import load_backbone
+from sam_inspect.networks.loaded import load_backbone
 from sam_inspect.progress import Progress
 from sam_inspect.synth import draw_part
 

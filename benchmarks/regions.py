@@ -11,13 +11,14 @@ import typer
 from measuring import JsonFile, Row, Timed, hardware, show, side_by_side, versions, write_rows
 from numpy.typing import NDArray
 
+from sam_inspect.assemble import pick_runtime_for
 from sam_inspect.config import RecipeConfig, find_config
 from sam_inspect.console import session
 from sam_inspect.localize.boxes import GivenBox, GivenBoxes
 from sam_inspect.masks import from_full
 from sam_inspect.metrics import best_ious
 from sam_inspect.networks.runtime import running_on
-from sam_inspect.pipeline import Inspector, pick_runtime_for
+from sam_inspect.pipeline import Inspector
 from sam_inspect.plugins import load_plugin
 from sam_inspect.progress import Progress
 from sam_inspect.prompt import plan_views

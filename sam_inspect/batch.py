@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from sam_inspect.errors import UsageError
+from sam_inspect.exports import FACTS, is_export, load_export
 from sam_inspect.images import read_image
 from sam_inspect.localize.boxes import read_boxes
 from sam_inspect.pipeline import Inspector
 from sam_inspect.progress import Progress
-from sam_inspect.recipe import load_recipe
+from sam_inspect.recipe import Recipe, load_recipe
 from sam_inspect.records import Inspection
 from sam_inspect.report.page import write_page
 from sam_inspect.report.pictures import PictureWriter
@@ -108,7 +109,7 @@ def open_inspector(
         return Inspector.from_boxes(
             given,
             device,
-            recipe=load_recipe(recipe) if recipe else None,
+            recipe=_loaded(recipe) if recipe else None,
             min_area_px=min_area_px,
             runtime=runtime,
             precision=precision,
@@ -124,6 +125,10 @@ def open_inspector(
         runtime=runtime,
         precision=precision,
     )
+
+
+def _loaded(folder: Path) -> Recipe:
+    return load_export(folder).recipe if is_export(folder) else load_recipe(folder)
 
 
 def inspect_folder(
@@ -222,7 +227,8 @@ def _settings(inspector: Inspector) -> str:
     """Text that differs whenever the same image could get another result."""
     digest = hashlib.sha256()
     if inspector.recipe is not None:
-        for path in sorted(inspector.recipe.folder.glob("*.safetensors")):
+        folder = inspector.recipe.folder
+        for path in [folder / FACTS] if is_export(folder) else sorted(folder.glob("*.safetensors")):
             digest.update(path.read_bytes())
     parts = [version("sam-inspect"), inspector.config.model_dump_json(), repr(inspector.threshold), digest.hexdigest()]
     return "\n".join([*parts, inspector.runtime.precision])

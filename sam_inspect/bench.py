@@ -20,7 +20,7 @@ from sam_inspect.errors import SamInspectError, UsageError
 from sam_inspect.images import find_images
 from sam_inspect.masks import from_rle, union
 from sam_inspect.metrics import mask_iou
-from sam_inspect.networks.runtime import Runtime, usable
+from sam_inspect.networks.graphs import Runtime, usable
 from sam_inspect.progress import Progress
 from sam_inspect.recipe import load_recipe, save_runtime
 

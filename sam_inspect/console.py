@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 import typer
 
 from sam_inspect.errors import SamInspectError
+from sam_inspect.plugins import missing_extra
 from sam_inspect.progress import Progress, bar, silent, spoken
 
 log = logging.getLogger(__name__)
@@ -38,13 +39,15 @@ def session(quiet: bool, json_logs: bool, *, interrupted: str = AGAIN) -> Iterat
         yield _progress(quiet, json_logs)
     except SamInspectError as error:
         _fail(str(error), error.exit_code, error)
+    except ModuleNotFoundError as error:
+        missing = missing_extra(error)
+        _fail(str(missing or _unforeseen(error)), missing.exit_code if missing else 1, error)
     except KeyboardInterrupt as error:
         _fail(f"interrupted; {interrupted}", 130, error)
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
     except Exception as error:  # the last line of defence: a station's log wants one line, not a traceback
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        _fail(f"{reason}; set SAM_INSPECT_DEBUG=1 to see where it comes from", 1, error)
+        _fail(_unforeseen(error), 1, error)
 
 
 def say(message: str) -> None:
@@ -64,6 +67,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         shown.add_row(*row)
     # In a pipe nobody's window limits the width, and a cut number would be a wrong one.
     Console(width=None if sys.stdout.isatty() else 240, highlight=False, markup=False).print(shown)
+
+
+def _unforeseen(error: Exception) -> str:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{reason}; set SAM_INSPECT_DEBUG=1 to see where it comes from"
 
 
 def _fail(message: str, code: int, error: BaseException) -> None:

@@ -12,26 +12,32 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sam_inspect.errors import WeightsMissing
-from sam_inspect.plugins import PluginStatus, list_plugins
+from sam_inspect.networks.graphs import threads
+from sam_inspect.plugins import EXTRA_OF, PluginStatus, list_plugins
 from sam_inspect.weights import KNOWN, WeightsState, cache_folder, states
 
 Rows = list[list[str]]
 Table = tuple[str, list[str], Rows]
 DEFAULT_WEIGHTS = "mobile_sam"
 LIBRARIES = {
+    "opencv-python-headless": "cv2",
+    "numpy": "numpy",
+    "pillow": "PIL",
+    "pycocotools": "pycocotools",
+    "safetensors": "safetensors",
+}
+EXTRAS = {
     "torch": "torch",
     "torchvision": "torchvision",
     "timm": "timm",
     "segment-anything": "segment_anything",
-    "opencv-python-headless": "cv2",
-    "faiss-cpu": "faiss",
     "scikit-learn": "sklearn",
-    "numpy": "numpy",
-    "pillow": "PIL",
     "onnx": "onnx",
-    "safetensors": "safetensors",
+    "anomalib": "anomalib",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
 }
-EXTRAS = {"anomalib": "anomalib", "onnxruntime": "onnx", "openvino": "openvino"}
+SLOW_TO_IMPORT = {"anomalib", "onnxruntime", "openvino"}
 OTHER_OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
 
 
@@ -63,14 +69,21 @@ def diagnose(device: str = "auto") -> Diagnosis:
     Args:
         device: `auto`, `cpu` or `cuda`: whether the networks could run there is part of the answer.
     """
-    libraries, plugins = [_library(*names) for names in LIBRARIES.items()], list_plugins()
+    here = {name: module for name, module in EXTRAS.items() if _version(name) and name not in SLOW_TO_IMPORT}
+    libraries, plugins = [_library(*names) for names in (LIBRARIES | here).items()], list_plugins()
     weights = states(_names_of_weights())
     findings = [finding for _, finding in libraries if finding]
     findings += _opencv_findings() + _device_findings(device)
     findings += [finding for state in weights if (finding := _weights_finding(state))]
-    findings += [Finding(row.error, f"mend or uninstall {row.package}", True) for row in plugins if row.error]
     findings += [
-        Finding(f"{name} (an extra)", f"pip install 'sam-inspect[{extra}]'", False) for name, extra in _absent()
+        Finding(row.error, f"mend or uninstall {row.package}", True)
+        for row in plugins
+        if row.error and not row.extra_missing
+    ]
+    findings += [
+        Finding(f"{name} (an extra)", f"pip install 'sam-inspect[{EXTRA_OF[EXTRAS[name]]}]'", False)
+        for name in EXTRAS
+        if _version(name) is None
     ]
     tables = [
         ("Versions", ["what", "version"], _versions([row for row, _ in libraries])),
@@ -118,7 +131,9 @@ def _weights_finding(state: WeightsState) -> Finding | None:
         return None
     missing = isinstance(state.error, WeightsMissing)
     what = f"weights {state.name}" if missing else state.error.problem
-    return Finding(what, state.error.remedy, not missing or state.name == DEFAULT_WEIGHTS)
+    return Finding(
+        what, state.error.remedy, not missing or (state.name == DEFAULT_WEIGHTS and _version("torch") is not None)
+    )
 
 
 def _library(distribution: str, module: str) -> tuple[list[str], Finding | None]:
@@ -141,11 +156,8 @@ def _version(distribution: str) -> str | None:
 
 def _versions(libraries: Rows) -> Rows:
     own = [["python", platform.python_version()], ["sam-inspect", _version("sam-inspect") or "not installed"]]
-    return own + libraries + [[name, _version(name) or "not installed"] for name in EXTRAS]
-
-
-def _absent() -> list[tuple[str, str]]:
-    return [(name, extra) for name, extra in EXTRAS.items() if _version(name) is None]
+    shown = {name for name, _ in libraries}
+    return own + libraries + [[name, _version(name) or "not installed"] for name in EXTRAS if name not in shown]
 
 
 def _opencv_findings() -> list[Finding]:
@@ -186,20 +198,11 @@ def _machine(device: str) -> Rows:
     return [
         ["system", f"{platform.system()} {platform.release()}, {platform.machine()}"],
         ["networks run on", runs],
-        ["CPU threads", f"{_threads()} of {os.cpu_count()} cores"],
+        ["CPU threads", f"{threads()} of {os.cpu_count()} cores"],
         ["memory", f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"],
         ["cache", str(folder)],
         ["disk free there", f"{_free_bytes(folder) / 1e9:.1f} GB"],
     ]
-
-
-def _threads() -> int | None:
-    try:
-        import torch
-
-        return torch.get_num_threads()
-    except Exception:  # a torch that does not load is a finding of its own
-        return None
 
 
 def _free_bytes(folder: Path) -> int:
@@ -208,4 +211,5 @@ def _free_bytes(folder: Path) -> int:
 
 
 def _plugin_row(row: PluginStatus) -> list[str]:
-    return [row.name, row.kind, row.package, "broken" if row.error else "loads"]
+    state = "needs an extra" if row.extra_missing else "broken" if row.error else "loads"
+    return [row.name, row.kind, row.package, state]

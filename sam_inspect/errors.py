@@ -99,3 +99,12 @@ class OutputError(SamInspectError):
 
 class PluginError(SamInspectError):
     """A plugin that does not load or breaks its contract."""
+
+
+class ExtraMissing(PluginError):
+    """A part of sam_inspect that is not installed: one of its extras brings it."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} is not installed", f"pip install 'sam-inspect[{extra}]'")

@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 from sam_inspect.datasets import good_images
 from sam_inspect.errors import ConfigError, UsageError
+from sam_inspect.exports import FACTS, SCHEMA
 from sam_inspect.files import make_folder, write_bytes, write_text
 from sam_inspect.images import read_size
 from sam_inspect.localize.heatmap_graph import HeatmapGraph
 from sam_inspect.localize.memory_bank import MemoryBank
 from sam_inspect.networks.backbone import Normalise
-from sam_inspect.networks.runtime import Free, exported, installed
+from sam_inspect.networks.graphs import installed
+from sam_inspect.networks.runtime import Free, exported
 from sam_inspect.networks.sam import NATIVE_PX, PIXEL_MEAN, PIXEL_STD, STRIDE, SamNetwork, decode_each
 from sam_inspect.pipeline import Inspector
 from sam_inspect.segment.sam import Sam
 
 Format = Literal["onnx", "openvino"]
-SCHEMA = 1
-RECIPE = "recipe.json"
 PROMPTS: Free = {1: (0, 1), 2: (0, 1)}
 
 
@@ -55,7 +55,8 @@ def export(recipe: Path, out: Path, form: Format = "onnx", original_hw: tuple[in
     if not isinstance(localizer, MemoryBank) or not isinstance(sam, Sam):
         names = f"{inspector.config.localizer.name} and {inspector.config.segmenter.name}"
         raise ConfigError(f"{recipe}: {names} have no graph", "export a recipe of memory_bank and a SAM")
-    heatmap = HeatmapGraph(localizer, original_hw or _size_of(inspector)).eval()
+    original_hw = original_hw or _size_of(inspector)
+    heatmap = HeatmapGraph(localizer, original_hw).eval()
     side = sam.fixed_input_px or (
         inspector.config.prompt.input_px if inspector.config.prompt.view == "zoom" else NATIVE_PX
     )
@@ -70,8 +71,8 @@ def export(recipe: Path, out: Path, form: Format = "onnx", original_hw: tuple[in
     }
     make_folder(out)
     written = {name: _write(out, name, content, form) for name, content in graphs.items()}
-    write_text(out / RECIPE, json.dumps(_facts(inspector, heatmap, side, written, form), indent=2) + "\n")
-    return out / RECIPE
+    write_text(out / FACTS, json.dumps(_facts(inspector, heatmap, side, written, form), indent=2) + "\n")
+    return out / FACTS
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -151,11 +152,13 @@ def _facts(
         "colour": "RGB, 0 to 255, float32, (1, 3, height, width)",
         "heatmap": {
             "file": files["heatmap"],
+            "original": _size(heatmap.original_hw),
             "inputs": _inputs(heatmap.sizes_hw),
             "scaling": "by area where the image shrinks, else bilinear",
             "output": "anomaly_map (h, w) over the whole image; its peak is the score",
         },
         "threshold": inspector.threshold,
+        "calibration_scores": inspector.recipe.calibration_scores.tolist(),
         "encoder": {"file": files["encoder"], "side_px": side, "pad_with": list(PIXEL_MEAN)},
         "decoder": {
             "file": files["decoder"],
@@ -174,6 +177,8 @@ def _facts(
 
 
 def _inputs(sizes_hw: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-    return [
-        {"name": f"input_{place}", "width": width, "height": height} for place, (height, width) in enumerate(sizes_hw)
-    ]
+    return [{"name": f"input_{place}"} | _size(size_hw) for place, size_hw in enumerate(sizes_hw)]
+
+
+def _size(size_hw: tuple[int, int]) -> dict[str, int]:
+    return {"width": size_hw[1], "height": size_hw[0]}

@@ -41,6 +41,7 @@ __all__ = [
     "plan_tiles",
     "read_image",
     "read_size",
+    "scaled",
 ]
 
 Rgb = NDArray[np.uint8]
@@ -194,6 +195,12 @@ def read_image(
         orientation = _orientation(picture)
         del picture  # frees the decoder's copy before a turned one is made
         return _turned(pixels, orientation)
+
+
+def scaled(image: Rgb, hw: tuple[int, int]) -> Rgb:
+    """The image at (height, width): by area where it shrinks, else bilinear."""
+    by = cv2.INTER_AREA if hw[0] < image.shape[0] else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, hw[::-1], interpolation=by), np.uint8)
 
 
 def read_size(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, name: str = "image") -> tuple[int, int]:

@@ -11,26 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from sam_inspect.assemble import Asked, Stages, stages_of_boxes, stages_of_recipe
 from sam_inspect.choose import choose
 from sam_inspect.config import ChooseConfig, RecipeConfig
-from sam_inspect.errors import ConfigError, ImageError, UsageError
+from sam_inspect.errors import ImageError
 from sam_inspect.files import absolute
 from sam_inspect.images import read_image
-from sam_inspect.judge import calibrated_threshold, judge, measure
-from sam_inspect.localize import Localizer, Trainable
+from sam_inspect.judge import judge, measure
+from sam_inspect.localize import Localizer
 from sam_inspect.localize.boxes import GivenBox, GivenBoxes
-from sam_inspect.networks import load_sam
-from sam_inspect.networks.fastest import pick_runtime
-from sam_inspect.networks.runtime import TORCH, Runtime, installed, running_on
-from sam_inspect.networks.sam import NAMES as SAMS
-from sam_inspect.plugins import broken_contract, load_plugin
+from sam_inspect.networks.graphs import TORCH, Runtime
 from sam_inspect.prompt import find_regions, plan_views
-from sam_inspect.recipe import BASE, Recipe, load_recipe
+from sam_inspect.recipe import Recipe
 from sam_inspect.records import Defect, Inspection, Localization, Outline
-from sam_inspect.segment import Segmenter, Tunable
+from sam_inspect.segment import Segmenter
 
 Source = str | Path | bytes | NDArray[Any]
 READ_AHEAD = 4
@@ -78,7 +74,7 @@ class Inspector:
         """The recipe's inspector.
 
         Args:
-            folder: the recipe.
+            folder: the recipe, or an export of it, which runs without torch.
             device: `auto`, `cpu` or `cuda`.
             threshold: instead of the calibrated one.
             false_reject_rate: calibrates to this share of good parts instead of the recipe's, above 0 and below 1.
@@ -90,21 +86,8 @@ class Inspector:
         Raises:
             RecipeError, WeightsError, PluginError, ConfigError: what was asked for cannot be.
         """
-        loaded = load_recipe(Path(folder))
-        recipe = loaded if tuned else loaded.untuned()
-        config = adjusted(recipe.config, false_reject_rate, min_area_px)
-        if threshold is None:
-            threshold = calibrated_threshold(recipe.calibration_scores, config.judge.false_reject_rate)
-        place = pick_device(device)
-        localizer_class = load_plugin("localizers", config.localizer.name)
-        if not issubclass(localizer_class, Trainable):
-            raise broken_contract(config.localizer.name, localizer_class, Trainable)
-        chosen = _checked_runtime(recipe, place) if runtime == precision == "auto" else None
-        chosen = chosen or pick_runtime_for(config, place, runtime, precision)
-        with running_on(chosen):
-            localizer = localizer_class.from_state(config.localizer.args, recipe.tensors, recipe.facts, device=place)
-            segmenter = _tuned(_segmenter(config, place), recipe)
-        return cls(config, segmenter, localizer=localizer, threshold=threshold, recipe=recipe, runtime=chosen)
+        asked = Asked(device, threshold, false_reject_rate, min_area_px, tuned, runtime, precision)
+        return cls._of(stages_of_recipe(Path(folder), asked))
 
     @classmethod
     def from_boxes(
@@ -129,13 +112,20 @@ class Inspector:
         Raises:
             WeightsError, PluginError, ConfigError: the segmenter cannot be built.
         """
-        config = adjusted(recipe.config if recipe else RecipeConfig(), None, min_area_px)
-        place = pick_device(device)
-        chosen = pick_runtime_for(config, place, runtime, precision)
-        with running_on(chosen):
-            segmenter = _segmenter(config, place)
-            segmenter = _tuned(segmenter, recipe) if recipe else segmenter
-        return cls(config, segmenter, recipe=recipe, boxes=boxes, runtime=chosen)
+        asked = Asked(device, min_area_px=min_area_px, runtime=runtime, precision=precision)
+        return cls._of(stages_of_boxes(recipe, asked), boxes)
+
+    @classmethod
+    def _of(cls, stages: Stages, boxes: Mapping[str, Sequence[GivenBox]] | None = None) -> Inspector:
+        return cls(
+            stages.config,
+            stages.segmenter,
+            localizer=stages.localizer,
+            threshold=stages.threshold,
+            recipe=stages.recipe,
+            boxes=boxes,
+            runtime=stages.runtime,
+        )
 
     def inspect(self, source: Source, name: str = "image") -> Inspection:
         """One image's inspection.
@@ -220,7 +210,10 @@ class Inspector:
             return GivenBoxes(self.boxes_of(name)).localize(image)
         assert self.localizer is not None
         assert self.threshold is not None
-        found = self.localizer.localize(image)
+        try:
+            found = self.localizer.localize(image)
+        except ImageError as error:
+            raise ImageError(f"{name}: {error.problem}", error.remedy) from None
         if found.anomaly_map is None:
             return found
         regions = find_regions(found.anomaly_map, found.original_hw, self.threshold, self.config.prompt)
@@ -258,62 +251,3 @@ def _timed_read(source: Source, name: str = "image") -> tuple[NDArray[np.uint8],
     """(H, W, 3) uint8 RGB, and the milliseconds that it took."""
     start = time.perf_counter()
     return read_image(source, name=name), 1000 * (time.perf_counter() - start)
-
-
-def adjusted(config: RecipeConfig, false_reject_rate: float | None, min_area_px: int | None) -> RecipeConfig:
-    """The config with what a command line says instead. Raises ConfigError for a rate of 0 or 1."""
-    changes: dict[str, Any] = {}
-    if false_reject_rate is not None:
-        if not 0 < false_reject_rate < 1:
-            raise ConfigError(
-                f"false reject rate {false_reject_rate:g}: cannot be kept", "give one above 0 and below 1"
-            )
-        changes["false_reject_rate"] = false_reject_rate
-    if min_area_px is not None:
-        changes["min_area_px"] = min_area_px
-    return config.model_copy(update={"judge": config.judge.model_copy(update=changes)})
-
-
-def pick_device(device: str) -> str:
-    """`cpu` or `cuda`. Raises UsageError where CUDA is asked for and there is none."""
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise UsageError("--device cuda: this machine has no CUDA device", "give --device cpu, or auto")
-    return "cuda" if available and device != "cpu" else "cpu"
-
-
-def pick_runtime_for(config: RecipeConfig, device: str, name: str = "auto", precision: str = "auto") -> Runtime:
-    """What runs the networks of a recipe; measured on its SAM where that is not known yet, torch where it has none.
-
-    Raises:
-        ConfigError, UsageError: what is named cannot run here.
-        WeightsMissing, WeightsError: of its SAM.
-    """
-    if config.segmenter.name not in SAMS:
-        return pick_runtime(name, precision, device, None)
-    network, facts = load_sam(config.segmenter.name, config.segmenter.args.get("weights"), device)
-    return pick_runtime(name, precision, device, network.image_encoder, facts["sha256"])
-
-
-def _checked_runtime(recipe: Recipe, device: str) -> Runtime | None:
-    """What `bench --check` put into the recipe, where it runs here."""
-    if device != "cpu" or not installed(recipe.runtime.get("runtime", "")):
-        return None
-    checked = pick_runtime(recipe.runtime["runtime"], recipe.runtime["precision"], device, None)
-    return replace(checked, patient=True)
-
-
-def _segmenter(config: RecipeConfig, device: str) -> Segmenter:
-    segmenter_class = load_plugin("segmenters", config.segmenter.name)
-    if not issubclass(segmenter_class, Segmenter):
-        raise broken_contract(config.segmenter.name, segmenter_class, Segmenter)
-    return segmenter_class.from_config(config.segmenter.args, device=device)
-
-
-def _tuned(segmenter: Segmenter, recipe: Recipe) -> Segmenter:
-    """The segmenter with the recipe's tuned decoder, where it has one."""
-    if not recipe.decoder:
-        return segmenter
-    if not isinstance(segmenter, Tunable):
-        raise broken_contract(recipe.config.segmenter.name, type(segmenter), Tunable)
-    return segmenter.with_tuned(recipe.decoder, str(recipe.decoder_facts.get(BASE)))

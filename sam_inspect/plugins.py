@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Literal, get_args
 
-from sam_inspect.errors import PluginError
+from sam_inspect.errors import ExtraMissing, PluginError
 
 Kind = Literal["localizers", "segmenters", "outputs"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_IN_TORCH = ("torch", "torchvision", "timm", "segment_anything", "sklearn", "onnx")
+EXTRA_OF = dict.fromkeys(_IN_TORCH, "torch") | {"anomalib": "anomalib", "onnxruntime": "onnx", "openvino": "openvino"}
+"""The extra of sam_inspect that brings a module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class PluginStatus:
         target: `module:attribute`.
         package: name and version of the distribution that offers it; empty where that is not known.
         error: why it does not load, one line; None for one that does.
+        extra_missing: it would load with an extra of sam_inspect.
     """
 
     kind: Kind
@@ -38,6 +42,7 @@ class PluginStatus:
     target: str
     package: str
     error: str | None
+    extra_missing: bool = False
 
 
 def load_plugin(kind: Kind, name: str) -> type:
@@ -81,22 +86,33 @@ def _package(point: EntryPoint) -> str:
 def _load(point: EntryPoint) -> type:
     try:
         loaded = point.load()
+    except ModuleNotFoundError as error:
+        raise _broken(point, error) if (missing := missing_extra(error)) is None else missing from error
     except Exception as error:  # a plugin's module is somebody else's code: it may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        remedy = f"mend or uninstall the package {_package(point)}"
-        raise PluginError(f"{point.name}: the plugin {point.value} does not load ({reason})", remedy) from error
+        raise _broken(point, error) from error
     if not isinstance(loaded, type):
         raise PluginError(f"{point.name}: the plugin {point.value} is no class", "name a class in its entry point")
     return loaded
 
 
+def _broken(point: EntryPoint, error: Exception) -> PluginError:
+    problem = f"{point.name}: the plugin {point.value} does not load ({type(error).__name__}: {error})"
+    return PluginError(problem, f"mend or uninstall the package {_package(point)}")
+
+
+def missing_extra(error: ModuleNotFoundError) -> ExtraMissing | None:
+    """What to install where an absent module is one that an extra of sam_inspect brings."""
+    module = (error.name or "").partition(".")[0]
+    return ExtraMissing(module, EXTRA_OF[module]) if module in EXTRA_OF else None
+
+
 def _status(kind: Kind, point: EntryPoint) -> PluginStatus:
     try:
         _load(point)
-        error = None
     except PluginError as broken:
-        error = broken.problem
-    return PluginStatus(kind, point.name, point.value, _package(point), error)
+        missing = isinstance(broken, ExtraMissing)
+        return PluginStatus(kind, point.name, point.value, _package(point), broken.problem, missing)
+    return PluginStatus(kind, point.name, point.value, _package(point), None)
 
 
 def _unknown(kind: Kind, name: str, known: Iterable[str]) -> PluginError:

@@ -10,27 +10,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor, from_numpy
+from safetensors import numpy as arrays
 
 from sam_inspect.config import SCHEMA_VERSION, RecipeConfig, validated
 from sam_inspect.errors import RecipeError
 from sam_inspect.files import make_folder, write_bytes, write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RECIPE, LOCALIZER, CALIBRATION = "recipe.yaml", "localizer.safetensors", "calibration.safetensors"
 METRICS, PROVENANCE = "metrics.json", "provenance.json"
 BASE, UNTUNED_CHOOSE = "base_sha256", "untuned_choose"
 READABLE = (2, SCHEMA_VERSION)
 AGAIN = "copy the whole folder again, or train it again"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,11 +80,13 @@ def save_recipe(recipe: Recipe) -> None:
     Raises:
         OutputError: the folder cannot be written or the disk is full.
     """
+    from safetensors.torch import save
+
     folder = make_folder(recipe.folder)
     calibration = {"scores": recipe.calibration_scores, "pixels": recipe.calibration_pixels}
     contents = {
         LOCALIZER: save({name: tensor.contiguous() for name, tensor in recipe.tensors.items()}),
-        CALIBRATION: save({name: from_numpy(np.array(array)) for name, array in calibration.items()}),
+        CALIBRATION: arrays.save({name: np.ascontiguousarray(array) for name, array in calibration.items()}),
         METRICS: _json(recipe.metrics),
         PROVENANCE: _json(recipe.provenance),
     }
@@ -119,6 +124,8 @@ def save_decoder(folder: Path, decoder: Mapping[str, Tensor], facts: Mapping[str
         RecipeError: the recipe cannot be read.
         OutputError: the folder cannot be written, or the disk is full.
     """
+    from safetensors.torch import save
+
     document = _document(folder)
     hashes = {name: sha for name, sha in document["files"].items() if not name.startswith("decoder-")}
     if decoder:
@@ -146,23 +153,28 @@ def load_recipe(folder: Path) -> Recipe:
         RecipeError: the folder or a file is missing, cut or changed, or of another schema.
         ConfigError: a value of its configuration was changed to one that cannot be.
     """
+    from safetensors.torch import load
+
     document = _document(folder)
     hashes = document["files"]
     contents = {
         name: _content(folder / name, hashes.get(name)) for name in (LOCALIZER, CALIBRATION, METRICS, PROVENANCE)
     }
-    calibration = _tensors(folder / CALIBRATION, contents[CALIBRATION])
-    decoders = [name for name in hashes if name.startswith("decoder-")]
+    calibration = _parsed(folder / CALIBRATION, contents[CALIBRATION], arrays.load)
+    decoder: Mapping[str, Tensor] = {}
+    for name in hashes:
+        if name.startswith("decoder-"):
+            decoder = _parsed(folder / name, _content(folder / name, hashes[name]), load)
     return Recipe(
         folder=folder,
         config=validated(RecipeConfig, document["config"], str(folder / RECIPE)),
-        tensors=_tensors(folder / LOCALIZER, contents[LOCALIZER]),
+        tensors=_parsed(folder / LOCALIZER, contents[LOCALIZER], load),
         facts=document["localizer_facts"],
-        calibration_scores=calibration["scores"].numpy(),
-        calibration_pixels=calibration["pixels"].numpy(),
+        calibration_scores=calibration["scores"],
+        calibration_pixels=calibration["pixels"],
         metrics=json.loads(contents[METRICS]),
         provenance=json.loads(contents[PROVENANCE]),
-        decoder=_tensors(folder / decoders[0], _content(folder / decoders[0], hashes[decoders[0]])) if decoders else {},
+        decoder=decoder,
         decoder_facts=document.get("decoder_facts", {}),
         runtime=document.get("runtime", {}),
     )
@@ -205,7 +217,7 @@ def _content(path: Path, sha256: str | None) -> bytes:
     return content
 
 
-def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
+def _parsed(path: Path, content: bytes, load: Callable[[bytes], dict[str, T]]) -> dict[str, T]:
     try:
         return load(content)
     except SafetensorError as error:

@@ -53,8 +53,8 @@ def plan_tiles(
     scale = min(max(tile_px / min(original_hw), min_scale), max_scale)
     tile = max(1, round(tile_px / stride))
     rows, columns = (max(1, round(side * scale / stride)) for side in original_hw)
-    height, ys = _spread(rows, tile, max_aspect, overlap)
-    width, xs = _spread(columns, tile, max_aspect, overlap)
+    height, ys = spread(rows, tile, max_aspect, overlap)
+    width, xs = spread(columns, tile, max_aspect, overlap)
     return TilePlan(
         scaled_hw=(rows * stride, columns * stride),
         tile_hw=(height * stride, width * stride),
@@ -62,7 +62,7 @@ def plan_tiles(
     )
 
 
-def _spread(length: int, tile: int, max_aspect: float, overlap: float) -> tuple[int, list[int]]:
+def spread(length: int, tile: int, max_aspect: float, overlap: float) -> tuple[int, list[int]]:
     """Side and origins of the tiles along one axis, all in strides."""
     if length <= tile * max_aspect:
         return length, [0]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sam_inspect.assemble import adjusted, pick_device
 from sam_inspect.config import RecipeConfig, StageConfig
 from sam_inspect.datasets import good_images
 from sam_inspect.errors import ConfigError, DatasetError, ImageError
@@ -23,7 +24,6 @@ from sam_inspect.images import read_image
 from sam_inspect.judge import calibrated_threshold
 from sam_inspect.localize import Fit, Localizer, Trainable
 from sam_inspect.localize.anomalib_exported import GRAPHS
-from sam_inspect.pipeline import adjusted, pick_device
 from sam_inspect.plugins import broken_contract, load_plugin
 from sam_inspect.progress import Progress
 from sam_inspect.recipe import RECIPE, Recipe, save_recipe

@@ -58,7 +58,7 @@ def test_versions_are_the_installed_ones() -> None:
     assert found["torch"] == [version("torch")]
     assert found["opencv-python-headless"] == [version("opencv-python-headless")]
     assert found["python"] == [sys.version.split()[0]]
-    assert {"sam-inspect", "torchvision", "timm", "faiss-cpu", "anomalib"} <= found.keys()
+    assert {"sam-inspect", "torchvision", "timm", "scikit-learn", "anomalib"} <= found.keys()
 
 
 def test_the_machine_is_described(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_library_that_does_not_load(tmp_path: Path, monkeypatch: pytest.Monkey
     keep("mobile_sam")
     (tmp_path / "mismatched.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(doctor.LIBRARIES, "torchvision", "mismatched")
+    monkeypatch.setitem(doctor.EXTRAS, "torchvision", "mismatched")
     diagnosis = diagnose()
     assert not diagnosis.healthy
     assert rows(diagnosis, "Versions")["torchvision"] == ["does not load"]
@@ -111,7 +111,8 @@ def test_a_library_that_does_not_load(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_an_extra_that_is_absent_is_an_offer(monkeypatch: pytest.MonkeyPatch) -> None:
     keep("mobile_sam")
-    monkeypatch.setitem(doctor.EXTRAS, "not-a-package", "serve")
+    monkeypatch.setitem(doctor.EXTRAS, "not-a-package", "not_a_package")
+    monkeypatch.setitem(doctor.EXTRA_OF, "not_a_package", "serve")
     diagnosis = diagnose("cpu")
     assert diagnosis.healthy
     found = rows(diagnosis, "Missing or broken")["not-a-package (an extra)"]

@@ -9,16 +9,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1] / "sam_inspect"
 PLAN = [
     "errors records config",
-    "images tiles masks recipe weights plugins files progress",
+    "images tiles masks recipe exports weights plugins files progress",
     "networks",
     "localize prompt segment choose judge",
+    "assemble",
     "pipeline",
     "datasets synth synth_bottle training finetune evaluate metrics report batch bench export",
     "serve",
     "cli __main__ __init__ console testing demo doctor",
 ]
 FLOORS = {room: floor for floor, rooms in enumerate(PLAN) for room in rooms.split()}
-SIDEWAYS = {0, 1, 5, 7}  # Floors whose rooms may use each other. The stages, floor 3, never do.
+SIDEWAYS = {0, 1, 6, 8}  # Floors whose rooms may use each other. The stages, floor 3, never do.
 BANNED = {"utils", "helpers", "common", "manager", "select", "types"}  # say nothing, or shadow the standard library
 
 

@@ -19,7 +19,7 @@ from sam_inspect.localize.drawn_maps import fit_of, located, measured
 from sam_inspect.localize.memory_bank import SURE, Bank, MemoryBank
 from sam_inspect.localize.nearest import NearestPatches
 from sam_inspect.localize.patches import BackboneConfig, PatchGrid
-from sam_inspect.networks import load_backbone
+from sam_inspect.networks.loaded import load_backbone
 from sam_inspect.progress import silent
 from sam_inspect.prompt import find_regions
 from sam_inspect.weights import LoadedWeights

@@ -18,7 +18,8 @@ from sam_inspect import bench
 from sam_inspect.errors import ConfigError, RecipeError, UsageError
 from sam_inspect.networks import fastest, runtime, sam
 from sam_inspect.networks.backbone import SamTrunk, build_backbone
-from sam_inspect.networks.runtime import Runtime, run, running_on
+from sam_inspect.networks.graphs import PACKAGES, Runtime
+from sam_inspect.networks.runtime import run, running_on
 from sam_inspect.networks.sam import TinyVitEncoder
 from sam_inspect.records import Prompt, View
 from sam_inspect.segment.sam import Sam
@@ -186,7 +187,7 @@ def test_what_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch, caplog: pytes
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     assert fastest.pick_runtime("openvino", "bf16", "cpu", None) == Runtime("openvino", "f32")
     assert "this processor computes none" in caplog.text
-    monkeypatch.setitem(runtime.PACKAGES, "openvino", "no_such_package")
+    monkeypatch.setitem(PACKAGES, "openvino", "no_such_package")
     with pytest.raises(ConfigError, match=r"openvino: is not installed; install sam-inspect\[openvino\]"):
         fastest.pick_runtime("openvino", "auto", "cpu", None)
 

@@ -21,7 +21,8 @@ from sam_inspect.errors import OutputError
 from sam_inspect.files import make_folder, write_atomically
 from sam_inspect.images import Rgb
 from sam_inspect.records import View
-from sam_inspect.segment.sam import Sam, shown
+from sam_inspect.segment.sam import Sam
+from sam_inspect.segment.views import shown
 from sam_inspect.weights import cache_folder
 
 MOST_BYTES = 8 << 30

@@ -22,7 +22,7 @@ from sam_inspect.errors import ConfigError, WeightsError
 from sam_inspect.images import read_image
 from sam_inspect.localize import Fit
 from sam_inspect.localize.drawn_maps import UNPLACED, Map, Place, fit_of, located, maps_of, measured
-from sam_inspect.networks.runtime import onnx_session, openvino_compiled
+from sam_inspect.networks.graphs import onnx_session, openvino_compiled
 from sam_inspect.progress import Progress
 from sam_inspect.records import Localization
 

@@ -36,6 +36,7 @@ class HeatmapGraph(nn.Module):
                 f"images of {original_hw[1]} x {original_hw[0]} pixels are cut into tiles",
                 "an export is for images that are seen whole",
             )
+        self.original_hw = original_hw
         self.sizes_hw = [plan.scaled_hw for plan in plans]
         looks = [_Look(bank, plan) for bank, plan in zip(memory_bank.banks, plans, strict=True)]
         self.looks, self.draws = nn.ModuleList(looks), [bank.grid.config.draws for bank in memory_bank.banks]
@@ -92,6 +93,7 @@ class _Layer(nn.Module):
     mean: Tensor
     std: Tensor
     columns: Tensor
+    half_squares: Tensor
     usual: Tensor
     scale: Tensor
 
@@ -100,7 +102,9 @@ class _Layer(nn.Module):
         memory, normal = bank.memories[place], bank.normals[place]
         cell_px = plan.tile_hw[1] // grid_hw[1]
         self.offset_yx = tuple(offset / cell_px for offset in bank.offsets_yx[place])
-        constants = {"mean": memory.mean, "std": memory.std, "columns": memory.nearest.bank.T.contiguous()}
+        rows = memory.nearest.bank
+        constants = {"mean": memory.mean, "std": memory.std, "columns": rows.T.contiguous()}
+        constants["half_squares"] = rows.square().sum(1) / 2
         constants |= {"usual": _constant(normal.mean, grid_hw), "scale": _constant(normal.scale, grid_hw)}
         for name, values in constants.items():
             self.register_buffer(name, values.cpu())
@@ -109,8 +113,8 @@ class _Layer(nn.Module):
         """(h, w, C) -> (h, w)."""
         height, width, channels = features.shape
         flat = (features.reshape(height * width, channels) - self.mean) / self.std
-        nearest = (flat @ self.columns - self.columns.square().sum(0) / 2).argmax(1)
-        distances = (self.columns[:, nearest].T - flat).square().sum(1).sqrt().view(height, width)
+        nearest = (flat @ self.columns - self.half_squares).argmax(1)
+        distances = (self.columns.index_select(1, nearest).T - flat).square().sum(1).sqrt().view(height, width)
         return torch.log1p(((_shifted(distances, self.offset_yx) - self.usual) / self.scale).clamp(min=0))
 
 

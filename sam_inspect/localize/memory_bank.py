@@ -27,7 +27,7 @@ from sam_inspect.localize import Fit
 from sam_inspect.localize.memory import LayerMemory, Map, Normal, on_grid, smooth
 from sam_inspect.localize.patches import BackboneConfig, PatchGrid, product_scale
 from sam_inspect.localize.planted import measure_offsets, moved_back
-from sam_inspect.networks import load_backbone
+from sam_inspect.networks.loaded import load_backbone
 from sam_inspect.progress import Progress
 from sam_inspect.records import Localization
 from sam_inspect.tiles import TilePlan

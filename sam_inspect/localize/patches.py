@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sam_inspect.config import Section
-from sam_inspect.images import TilePlan, plan_tiles
+from sam_inspect.images import TilePlan, plan_tiles, scaled
 from sam_inspect.networks.backbone import Backbone
 
 LONGEST_SHRUNK_PX = 1024
@@ -65,11 +64,8 @@ class PatchGrid:
 
     def features(self, image: NDArray[np.uint8], plan: TilePlan) -> Iterator[list[Tensor]]:
         """For each tile of the plan, in order, one (h, w, C) float32 a layer, averaged over 3 x 3 cells."""
-        height, width = plan.scaled_hw
-        shrinks = height < image.shape[0]
-        scaled = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        tile_h, tile_w = plan.tile_hw
-        tiles = [scaled[y : y + tile_h, x : x + tile_w] for y, x in plan.origins_yx]
+        whole, (tile_h, tile_w) = scaled(image, plan.scaled_hw), plan.tile_hw
+        tiles = [whole[y : y + tile_h, x : x + tile_w] for y, x in plan.origins_yx]
         at_once = TILES_AT_ONCE[self.backbone.device.type]
         for start in range(0, len(tiles), at_once):
             pixels = torch.from_numpy(np.stack(tiles[start : start + at_once])).permute(0, 3, 1, 2).float()

@@ -16,7 +16,8 @@ from torch import nn
 
 from sam_inspect.errors import OutputError, UsageError
 from sam_inspect.files import make_folder, write_text
-from sam_inspect.networks.runtime import PACKAGES, Precision, Runtime, check, has_bf16, run, running_on, usable
+from sam_inspect.networks.graphs import PACKAGES, Precision, Runtime, check, usable
+from sam_inspect.networks.runtime import has_bf16, run, running_on
 from sam_inspect.weights import cache_folder
 
 ROUNDS, VIEW_PX = 3, 512

@@ -8,60 +8,31 @@ runtime leaves a size to torch until that has taken as long as the graph would.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import logging
-import os
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sam_inspect.errors import ConfigError, OutputError
+from sam_inspect.errors import OutputError
 from sam_inspect.files import make_folder, write_bytes
+from sam_inspect.networks.graphs import TORCH, Array, Graph, Precision, Runtime, check, graph
 from sam_inspect.weights import cache_folder
 
-RuntimeName = Literal["torch", "openvino", "onnx"]
-Precision = Literal["f32", "bf16"]
-PACKAGES: dict[str, str] = {"torch": "torch", "openvino": "openvino", "onnx": "onnxruntime"}
-UNKNOWN_TO_CPUS: tuple[RuntimeName, Precision] = ("onnx", "bf16")
 OPSET = 17
 MOST_GRAPHS = 32
 MAKING_SECONDS, LOADING_SECONDS = 2.5, 0.4
-Array = NDArray[np.float32]
 Free = Mapping[int, Sequence[int]]
 FIXED: Free = {}
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Runtime:
-    """Attributes:
-    name: who runs it.
-    precision: of products; inputs and outputs are float32.
-    patient: makes a graph for a size only when torch has spent its price on that size.
-    """
-
-    name: RuntimeName = "torch"
-    precision: Precision = "f32"
-    patient: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.precision}"
-
-
-TORCH = Runtime()
 _current: ContextVar[Runtime] = ContextVar("runtime", default=TORCH)
 
 
@@ -80,31 +51,10 @@ def running_on(runtime: Runtime) -> Iterator[None]:
         _current.reset(token)
 
 
-def check(runtime: Runtime) -> None:
-    """Raises ConfigError where it is not known or installed, or does not know the precision."""
-    if runtime.name not in PACKAGES:
-        raise ConfigError(f"runtime {runtime.name}: is not known", f"name one of auto, {', '.join(PACKAGES)}")
-    if not installed(runtime.name):
-        raise ConfigError(f"runtime {runtime.name}: is not installed", f"install sam-inspect[{runtime.name}]")
-    if (runtime.name, runtime.precision) == UNKNOWN_TO_CPUS:
-        raise ConfigError("runtime onnx: knows no bf16 on a CPU", "name openvino or torch, or f32")
-
-
-def installed(name: str) -> bool:
-    """Whether the package of that runtime is here; nothing is imported."""
-    return name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is not None
-
-
 def has_bf16() -> bool:
     """Whether this processor multiplies bfloat16 faster than float32: with AVX512-BF16 or AMX."""
     capable = torch.cpu.get_capabilities()
     return bool(capable.get("avx512_bf16") or capable.get("amx_bf16"))
-
-
-def usable() -> list[Runtime]:
-    """Every installed runtime in every precision that it knows, torch in f32 first."""
-    every = [Runtime(name, precision) for name in get_args(RuntimeName) for precision in get_args(Precision)]
-    return [runtime for runtime in every if installed(runtime.name) and runtime != Runtime(*UNKNOWN_TO_CPUS)]
 
 
 class Running(Protocol):
@@ -155,7 +105,7 @@ class _InGraphs:
 
     def __init__(self, module: nn.Module, runtime: Runtime, free: Free) -> None:
         self.module, self.runtime, self.free, self.key = module, runtime, free, ""
-        self.graphs: OrderedDict[str, Callable[[list[Array]], list[Array]]] = OrderedDict()
+        self.graphs: OrderedDict[str, Graph] = OrderedDict()
         self.in_torch, self.torch_seconds = _InTorch(module, torch.device("cpu"), "f32"), dict[str, float]()
 
     @torch.inference_mode()
@@ -193,11 +143,10 @@ class _InGraphs:
         self.key = self.key or _key(self.module)
         return cache_folder() / "graphs" / f"{self.key}-{shapes}.onnx"
 
-    def _made(self, inputs: Sequence[Tensor], shapes: str) -> Callable[[list[Array]], list[Array]]:
-        load = partial(_in_openvino, self.runtime.precision) if self.runtime.name == "openvino" else _in_onnx
+    def _made(self, inputs: Sequence[Tensor], shapes: str) -> Graph:
         file = self._file(shapes)
         try:
-            return load(file.read_bytes())
+            return graph(file.read_bytes(), self.runtime)
         except Exception as error:  # absent, or whatever a runtime raises for a damaged graph
             log.debug("%s: %s; it is made", file, error)
         try:
@@ -206,7 +155,7 @@ class _InGraphs:
             log.warning("%s has no graph (%s); torch runs it", type(self.module).__name__, type(error).__name__)
             return self._arrays_in_torch
         _keep(file, content)
-        return load(content)
+        return graph(content, self.runtime)
 
     def _arrays_in_torch(self, inputs: list[Array]) -> list[Array]:
         return [answer.numpy() for answer in self.in_torch(*map(torch.from_numpy, inputs))]
@@ -261,44 +210,3 @@ def exported(module: nn.Module, inputs: Sequence[Tensor], free: Free = FIXED) ->
 def _example_shape(tensor: Tensor, free: Sequence[int]) -> list[int]:
     """Three on free axes: what is traced with one would be a constant."""
     return [3 if axis in free else side for axis, side in enumerate(tensor.shape)]
-
-
-def openvino_compiled(model: Any, precision: Precision) -> Any:
-    """An OpenVINO model ready to run on the CPU with torch's number of threads; what was compiled is kept."""
-    import openvino
-
-    options: dict[str, Any] = {
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": precision,
-    }
-    folder = cache_folder() / "graphs"
-    if os.access(folder, os.W_OK):
-        options["CACHE_DIR"] = str(folder / "openvino")  # half a second a graph
-    return openvino.Core().compile_model(model, "CPU", options)
-
-
-def onnx_session(content: bytes) -> Any:
-    """An ONNX Runtime session on the CPU with torch's number of threads."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
-def _in_openvino(precision: Precision, content: bytes) -> Callable[[list[Array]], list[Array]]:
-    import openvino
-
-    compiled = openvino_compiled(openvino.Core().read_model(model=content), precision)
-
-    def running(inputs: list[Array]) -> list[Array]:
-        answer = compiled(inputs, share_inputs=True)
-        return [np.asarray(answer[index], np.float32) for index in range(len(answer))]
-
-    return running
-
-
-def _in_onnx(content: bytes) -> Callable[[list[Array]], list[Array]]:
-    session = onnx_session(content)
-    names = [each.name for each in session.get_inputs()]
-    return lambda inputs: list(session.run(None, dict(zip(names, inputs, strict=True))))

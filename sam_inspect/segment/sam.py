@@ -16,16 +16,16 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from segment_anything.modeling import MaskDecoder
 from torch import Tensor, nn
 
 from sam_inspect.config import Section, validated
 from sam_inspect.errors import WeightsError
-from sam_inspect.networks import load_sam
+from sam_inspect.networks.loaded import load_sam
 from sam_inspect.networks.runtime import run
 from sam_inspect.networks.sam import PIXEL_MEAN, PIXEL_STD, SamNetwork, build_sam, decode_each, load_checked
 from sam_inspect.records import Candidates, Prompt, View
+from sam_inspect.segment.views import batches, shown, to_input
 
 # A CPU is fastest with what its caches hold: one view, and prompts for two views of 1024 pixels or eight of 512.
 VIEWS_PER_BATCH = {"cpu": 1, "cuda": 8}
@@ -146,7 +146,7 @@ class Sam:
         view, answers = embedding.view, {}
         encoder = self.network.prompt_encoder_for(view.input_px)
         tokens = embedding.features.shape[-2] * embedding.features.shape[-1]
-        for indices in _batches(prompts, max(1, TOKENS_PER_BATCH[self.device.type] // tokens)):
+        for indices in batches(prompts, max(1, TOKENS_PER_BATCH[self.device.type] // tokens)):
             batch = [prompts[index] for index in indices]
             sparse, dense = encoder(*_as_tensors(batch, view, self.device))
             found = self._decode(embedding.features, encoder.get_dense_pe(), sparse, dense)
@@ -198,33 +198,12 @@ def _copy_with(module: M, tensors: Mapping[str, Tensor], what: str) -> M:
     return fresh.eval().requires_grad_(False)
 
 
-def shown(image: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
-    """The view's crop at the network's scale, (h, w, 3): by Pillow's bilinear filter, the one SAM's weights know."""
-    x0, y0, x1, y1 = view.crop_xyxy
-    height, width = view.input_hw
-    crop = Image.fromarray(np.ascontiguousarray(image[y0:y1, x0:x1]))
-    return np.asarray(crop.resize((width, height), Image.Resampling.BILINEAR))
-
-
 def normalised(pixels: NDArray[np.uint8], input_px: int) -> Tensor:
     """(h, w, 3) uint8 -> (3, input_px, input_px) float32, padded right and below with zeros as SAM does."""
     square = np.zeros((input_px, input_px, 3), np.float32)
     height, width = pixels.shape[:2]
     square[:height, :width] = (pixels - np.array(PIXEL_MEAN, np.float32)) / np.array(PIXEL_STD, np.float32)
     return torch.from_numpy(square).permute(2, 0, 1).contiguous()
-
-
-def _batches(prompts: Sequence[Prompt], most: int) -> Iterator[list[int]]:
-    """Indices of at most so many prompts that can be decoded together: the same number of points, the same kinds."""
-
-    def shape(index: int) -> tuple[bool, int, bool]:
-        prompt = prompts[index]
-        return prompt.box_xyxy is not None, len(prompt.points_xy), prompt.mask_logits is not None
-
-    for _, group in groupby(sorted(range(len(prompts)), key=shape), key=shape):
-        indices = list(group)
-        for start in range(0, len(indices), most):
-            yield indices[start : start + most]
 
 
 PromptTensors = tuple[tuple[Tensor, Tensor] | None, Tensor | None, Tensor | None]
@@ -235,20 +214,12 @@ def _as_tensors(prompts: Sequence[Prompt], view: View, device: torch.device) -> 
     first = prompts[0]
     points = boxes = masks = None
     if len(first.points_xy):
-        xy = np.stack([_to_input(prompt.points_xy, view) for prompt in prompts])
+        xy = np.stack([to_input(prompt.points_xy, view) for prompt in prompts])
         labels = np.stack([prompt.point_labels for prompt in prompts])
         points = (torch.from_numpy(xy).to(device), torch.from_numpy(labels).to(device))
     if first.box_xyxy is not None:
         corners = np.array([prompt.box_xyxy for prompt in prompts], np.float32).reshape(-1, 2, 2)
-        boxes = torch.from_numpy(_to_input(corners, view).reshape(-1, 4)).to(device)
+        boxes = torch.from_numpy(to_input(corners, view).reshape(-1, 4)).to(device)
     if first.mask_logits is not None:
         masks = torch.from_numpy(np.stack([prompt.mask_logits for prompt in prompts])[:, None].copy()).to(device)  # type: ignore[misc]
     return points, boxes, masks
-
-
-def _to_input(xy: NDArray[np.float32], view: View) -> NDArray[np.float32]:
-    """Pixels (..., 2) of the image in the view's scaled input frame: `ResizeLongestSide.apply_coords`."""
-    crop_h, crop_w = view.crop_hw
-    height, width = view.input_hw
-    scale = np.array([width / crop_w, height / crop_h], np.float32)
-    return np.asarray((xy - np.array(view.crop_xyxy[:2], np.float32)) * scale, np.float32)

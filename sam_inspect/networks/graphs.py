@@ -1,0 +1,130 @@
+"""Runs a graph without torch: in OpenVINO, or in ONNX Runtime. What there is to choose from stands here too."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from sam_inspect.errors import ConfigError
+from sam_inspect.weights import cache_folder
+
+RuntimeName = Literal["torch", "openvino", "onnx"]
+Precision = Literal["f32", "bf16"]
+PACKAGES: dict[str, str] = {"torch": "torch", "openvino": "openvino", "onnx": "onnxruntime"}
+UNKNOWN_TO_CPUS: tuple[RuntimeName, Precision] = ("onnx", "bf16")
+Array = NDArray[np.float32]
+Graph = Callable[[list[Array]], list[Array]]
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Attributes:
+    name: who runs it.
+    precision: of products; inputs and outputs are float32.
+    patient: makes a graph for a size only when torch has spent its price on that size.
+    """
+
+    name: RuntimeName = "torch"
+    precision: Precision = "f32"
+    patient: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.precision}"
+
+
+TORCH = Runtime()
+
+
+def check(runtime: Runtime) -> None:
+    """Raises ConfigError where it is not known or installed, or does not know the precision."""
+    if runtime.name not in PACKAGES:
+        raise ConfigError(f"runtime {runtime.name}: is not known", f"name one of auto, {', '.join(PACKAGES)}")
+    if not installed(runtime.name):
+        raise ConfigError(f"runtime {runtime.name}: is not installed", f"install sam-inspect[{runtime.name}]")
+    if (runtime.name, runtime.precision) == UNKNOWN_TO_CPUS:
+        raise ConfigError("runtime onnx: knows no bf16 on a CPU", "name openvino or torch, or f32")
+
+
+def installed(name: str) -> bool:
+    """Whether the package of that runtime is here; nothing is imported."""
+    return name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is not None
+
+
+def openvino_has_bf16() -> bool:
+    """Whether OpenVINO finds bfloat16 in this processor."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def usable() -> list[Runtime]:
+    """Every installed runtime in every precision that it knows, torch in f32 first."""
+    every = [Runtime(name, precision) for name in get_args(RuntimeName) for precision in get_args(Precision)]
+    return [runtime for runtime in every if installed(runtime.name) and runtime != Runtime(*UNKNOWN_TO_CPUS)]
+
+
+def threads() -> int:
+    """Of the networks: torch's number where torch is here, else `OMP_NUM_THREADS`, else the processor's cores."""
+    if (torch := sys.modules.get("torch")) is not None:
+        return int(torch.get_num_threads())
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() and int(asked) else psutil.cpu_count(logical=False) or 1
+
+
+def graph(source: bytes | Path, runtime: Runtime) -> Graph:
+    """An ONNX graph's bytes, or a file that the runtime knows, ready to run: arrays to arrays, float32.
+
+    Raises:
+        Exception: whatever the runtime raises for what is no graph.
+    """
+    return _in_openvino(source, runtime.precision) if runtime.name == "openvino" else _in_onnx(source)
+
+
+def _in_openvino(source: bytes | Path, precision: Precision) -> Graph:
+    import openvino
+
+    compiled = openvino_compiled(openvino.Core().read_model(model=source), precision)
+
+    def running(inputs: list[Array]) -> list[Array]:
+        answer = compiled(inputs, share_inputs=True)
+        return [np.asarray(answer[index], np.float32) for index in range(len(answer))]
+
+    return running
+
+
+def _in_onnx(source: bytes | Path) -> Graph:
+    session = onnx_session(source)
+    names = [each.name for each in session.get_inputs()]
+    return lambda inputs: list(session.run(None, dict(zip(names, inputs, strict=True))))
+
+
+def openvino_compiled(model: Any, precision: Precision) -> Any:
+    """An OpenVINO model ready to run on the CPU on `threads`; what was compiled is kept."""
+    import openvino
+
+    options: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": threads(),
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    folder = cache_folder() / "graphs"
+    if os.access(folder, os.W_OK):
+        options["CACHE_DIR"] = str(folder / "openvino")  # half a second a graph
+    return openvino.Core().compile_model(model, "CPU", options)
+
+
+def onnx_session(source: bytes | Path) -> Any:
+    """An ONNX Runtime session on the CPU on `threads`."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads()
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
