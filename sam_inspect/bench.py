@@ -1,31 +1,40 @@
-"""How fast a recipe inspects on this machine in every runtime, its masks beside; each row is `inspect` in a process."""
+"""How fast this machine is in every runtime: the networks alone; a recipe, each row of it `inspect` in a process."""
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sam_inspect.errors import SamInspectError, UsageError
 from sam_inspect.images import find_images
 from sam_inspect.masks import from_rle, union
 from sam_inspect.metrics import mask_iou
-from sam_inspect.networks.graphs import Runtime, usable
+from sam_inspect.networks.graphs import PACKAGES, Runtime, installed, usable
+from sam_inspect.networks.loaded import load_sam
+from sam_inspect.networks.runtime import Running, run, running_on
 from sam_inspect.progress import Progress
 from sam_inspect.recipe import load_recipe, save_runtime
+from sam_inspect.records import Prompt, View
+from sam_inspect.segment.sam import Embedding, MobileSam, Sam
 
 MOST_IMAGES = 16
 LEAST_IOU = 0.99
+VIEW_PX, ROUNDS, MANY = 512, 16, 8
 Row = dict[str, Any]
 COLUMNS = {
     "runtime": "{runtime} {precision}",
@@ -37,6 +46,15 @@ COLUMNS = {
     "peak MB": "{peak_mb:.0f}",
     "verdicts kept": "{verdicts_kept} of {images}",
     "mask IoU mean / least": "{mask_iou[mean]:.4f} / {mask_iou[least]:.4f}",
+}
+NETWORK_COLUMNS = {
+    "runtime": "{runtime} {precision}",
+    "threads": "{threads}",
+    "encode 1 view ms p50 / p95": "{encode_1[p50]:.0f} / {encode_1[p95]:.0f}",
+    "8 views": "{encode_8[p50]:.0f} / {encode_8[p95]:.0f}",
+    "decode 1 box": "{decode_1[p50]:.1f} / {decode_1[p95]:.1f}",
+    "8 boxes": "{decode_8[p50]:.1f} / {decode_8[p95]:.1f}",
+    "off by %": "{off:.2%}",
 }
 
 
@@ -85,6 +103,70 @@ def bench(recipe: Path, images: Sequence[str], threads: Sequence[int], progress:
     return rows
 
 
+def bench_networks(threads: Sequence[int], progress: Progress) -> list[Row]:
+    """MobileSAM's encoder on views of 512 pixels and its decoder, a row for each runtime, precision and threads.
+
+    `off` is the mean difference of the features from torch's in f32, over their mean size.
+
+    Raises:
+        WeightsMissing: they are not here.
+    """
+    network, facts = load_sam("mobile_sam", None, "cpu")
+    usual, ways = torch.get_num_threads(), [(runtime, count) for runtime in usable() for count in threads]
+    reference: NDArray[np.float32] | None = None
+    rows = []
+    try:
+        for runtime, count in progress(ways, "networks", len(ways)):
+            torch.set_num_threads(count)
+            with running_on(runtime):
+                sam = MobileSam(network, facts["sha256"])
+                encode = run(network.image_encoder, sam.device)
+            row, features = _network_row(sam, encode)
+            reference = features if reference is None else reference
+            off = float(np.abs(features - reference).mean() / np.abs(reference).mean())
+            names = {"runtime": runtime.name, "precision": runtime.precision, "threads": count}
+            rows.append(names | row | {"off": off})
+    finally:
+        torch.set_num_threads(usual)
+    return rows
+
+
+def _network_row(sam: Sam, encode: Running) -> tuple[Row, NDArray[np.float32]]:
+    pixels = torch.from_numpy(np.random.default_rng(0).normal(size=(MANY, 3, VIEW_PX, VIEW_PX)).astype(np.float32))
+    view = View((0, 0, VIEW_PX, VIEW_PX), VIEW_PX, ())
+    boxes = [Prompt(box_xyxy=(10.0 * place, 40.0, 10.0 * place + 90, 120.0)) for place in range(MANY)]
+    embedding = Embedding(view, encode(pixels[:1])[0])
+    row = {f"encode_{count}": _timed(partial(encode, pixels[:count]), ROUNDS // count) for count in (1, MANY)}
+    row |= {f"decode_{count}": _timed(partial(sam.decode, embedding, boxes[:count]), ROUNDS) for count in (1, MANY)}
+    return row, embedding.features.numpy()
+
+
+def _timed(work: Callable[[], object], rounds: int) -> dict[str, float]:
+    """Quantiles of its milliseconds, after one more run."""
+    work()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        times.append(1000 * (time.perf_counter() - start))
+    return _quantiles(times)
+
+
+def machine() -> dict[str, str]:
+    """What the rows were measured on and with."""
+    packages = {name: version(PACKAGES[name]) for name in PACKAGES if installed(name)}
+    return {"processor": _processor(), "cores": str(os.cpu_count()), "python": platform.python_version()} | packages
+
+
+def _processor() -> str:
+    """Its name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def parse_threads(text: str) -> list[int]:
     """`1,2` as numbers; all cores that this process may use for an empty text. Raises UsageError."""
     every = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -117,9 +199,16 @@ def _keeps(row: Row) -> bool:
     return bool(row["verdicts_kept"] == row["images"] and row["mask_iou"]["least"] >= LEAST_IOU)
 
 
-def as_table(rows: Sequence[Row]) -> tuple[str, list[str], list[list[str]]]:
-    """Title, columns and cells."""
-    return "Milliseconds an image", list(COLUMNS), [[form.format(**row) for form in COLUMNS.values()] for row in rows]
+def as_tables(networks: Sequence[Row], inspections: Sequence[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, columns and cells of each that has rows."""
+    described = ", ".join(f"{name} {value}" for name, value in machine().items())
+    tables = [(f"Networks ({described})", NETWORK_COLUMNS, networks)]
+    tables.append(("Milliseconds an image", COLUMNS, inspections))
+    return [
+        (title, list(columns), [[form.format(**row) for form in columns.values()] for row in rows])
+        for title, columns, rows in tables
+        if rows
+    ]
 
 
 def _chosen(recipe: Path, images: Sequence[str]) -> list[str]:

@@ -197,7 +197,9 @@ def evaluate(
 
 @app.command()
 def bench(
-    recipe: Recipe,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of a recipe; without one the networks alone are timed.")
+    ] = None,
     images: Annotated[
         list[str] | None,
         typer.Argument(metavar="[IMAGES...]", show_default="the recipe's test images", help="Folders, files or globs."),
@@ -212,18 +214,25 @@ def bench(
     quiet: Quiet = False,
     json_logs: JsonLogs = False,
 ) -> None:
-    """Times a recipe in every runtime and precision on this machine, each with its masks beside torch's."""
+    """Times the networks, and a recipe, in every runtime and precision here, each with its masks beside torch's."""
     with session(quiet, json_logs) as progress:
         from sam_inspect import bench as timing
+        from sam_inspect.errors import UsageError
         from sam_inspect.files import make_folder, write_text
 
         if json_file is not None:
             make_folder(json_file.parent)
-        rows = timing.bench(recipe, images or [], timing.parse_threads(threads), progress)
+        if check and recipe is None:
+            raise UsageError("--check: there is no recipe to put it into", "give --recipe DIR")
+        counts = timing.parse_threads(threads)
+        networks = timing.bench_networks(counts, progress)
+        rows = timing.bench(recipe, images or [], counts, progress) if recipe else []
         if json_file is not None:
-            write_text(json_file, json.dumps(rows, indent=2) + "\n")
-        table(*timing.as_table(rows))
-        if check:
+            found = {"machine": timing.machine(), "networks": networks, "inspect": rows}
+            write_text(json_file, json.dumps(found, indent=2) + "\n")
+        for shown in timing.as_tables(networks, rows):
+            table(*shown)
+        if check and recipe:
             best = timing.record(recipe, rows)
             say(f"{recipe}: runs on {best['runtime']} {best['precision']} from now on, where that is installed")
 

@@ -39,7 +39,14 @@ def test_the_bench_records_the_fastest_that_keeps_every_mask(
     rows_file = tmp_path / "rows.json"
     answer = sam_inspect("bench", good, "--recipe", recipe, "--threads", "1", "--json", rows_file, "--check")
     assert answer.status == 0, answer.err
-    rows = json.loads(rows_file.read_text())
+    found = json.loads(rows_file.read_text())
+    assert {"processor", "cores", "torch", "openvino", "onnx"} <= found["machine"].keys()
+    for row in found["networks"]:
+        assert 0 < row["encode_1"]["p50"] <= row["encode_8"]["p95"]
+        assert 0 < row["decode_1"]["p50"] <= row["decode_8"]["p95"]
+        assert row["off"] < (1e-4 if row["precision"] == "f32" else 0.1)
+    rows = found["inspect"]
+    assert [row["runtime"] for row in rows] == [row["runtime"] for row in found["networks"]]
     assert [row["runtime"] for row in rows] == ["torch", "torch", "openvino", "openvino", "onnx"]
     for row in rows:
         assert 0 < row["segment"] < row["defective"]["p50"]
@@ -51,6 +58,9 @@ def test_the_bench_records_the_fastest_that_keeps_every_mask(
     assert f"runs on {recorded['runtime']} {recorded['precision']}" in answer.err
     again = sam_inspect("inspect", good, "--recipe", recipe, "--out", tmp_path / "out")
     assert again.status == 0, again.err
+    homeless = sam_inspect("bench", "--check")
+    assert homeless.status == 2
+    assert "--check: there is no recipe to put it into" in homeless.error()
     nothing = sam_inspect("bench", "--recipe", recipe, "--threads", "x")
     assert nothing.status == 2
     assert "--threads x" in nothing.error()
