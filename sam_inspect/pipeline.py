@@ -127,19 +127,22 @@ class Inspector:
             runtime=stages.runtime,
         )
 
-    def inspect(self, source: Source, name: str = "image") -> Inspection:
+    def inspect(
+        self, source: Source, name: str = "image", boxes: Sequence[tuple[float, float, float, float]] | None = None
+    ) -> Inspection:
         """One image's inspection.
 
         Args:
             source: a path, the bytes of a file, or an array as `sam_inspect.images.read_image` takes it.
             name: what the inspection calls bytes and arrays.
+            boxes: x0, y0, x1, y1 in pixels, to be outlined instead of what the heatmap finds.
 
         Raises:
             ImageError: it cannot be read. (In `inspect_many` that is an Inspection with the verdict `error`.)
         """
         image, read_ms = _timed_read(source, name)
         label = str(source) if isinstance(source, str | Path) else name
-        return self._inspect(image, label, read_ms)
+        return self._inspect(image, label, read_ms, None if boxes is None else [GivenBox(box, None) for box in boxes])
 
     def inspect_many(self, paths: Iterable[str | Path]) -> Iterator[Inspection]:
         """An inspection of each file, in order; files are read ahead while the networks work.
@@ -185,10 +188,13 @@ class Inspector:
         views = plan_views(localization.regions, localization.original_hw, self.config.prompt)
         return choose(self.segmenter.segment(image, views) if views else [], localization, config)
 
-    def _inspect(self, image: NDArray[np.uint8], name: str, read_ms: float) -> Inspection:
+    def _inspect(
+        self, image: NDArray[np.uint8], name: str, read_ms: float, boxes: Sequence[GivenBox] | None = None
+    ) -> Inspection:
         """The whole of it."""
         clock = _Clock(read_ms)
-        localization = self._localize(image, name)
+        boxes = self.boxes_of(name) if boxes is None and self.boxes is not None else boxes
+        localization = self._localize(image, name) if boxes is None else GivenBoxes(boxes).localize(image)
         clock.ends("localize")
         views = plan_views(localization.regions, localization.original_hw, self.config.prompt)
         clock.ends("prompt")
@@ -196,7 +202,8 @@ class Inspector:
         clock.ends("segment")
         outlines = choose(candidates, localization, self.config.choose)
         clock.ends("choose")
-        inspection = judge(outlines, localization, self.threshold, self.config.judge)
+        threshold = self.threshold if boxes is None else None
+        inspection = judge(outlines, localization, threshold, self.config.judge)
         clock.ends("judge")
         return replace(inspection, image=name, timings_ms=clock.timings_ms)
 
@@ -205,9 +212,7 @@ class Inspector:
         return (self.boxes or {}).get(absolute(name), ())
 
     def _localize(self, image: NDArray[np.uint8], name: str) -> Localization:
-        """The map with its regions, or the given boxes."""
-        if self.boxes is not None:
-            return GivenBoxes(self.boxes_of(name)).localize(image)
+        """The map with its regions."""
         assert self.localizer is not None
         assert self.threshold is not None
         try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sam_inspect.records import Candidates, View
+from sam_inspect.records import Candidates, Prompt, View
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,33 @@ class Segmenter(Protocol):
             image: (H, W, 3) uint8 RGB.
             views: each is encoded once, whatever the number of its prompts.
         """
+        ...
+
+
+class Encoded(Protocol):
+    """A view as its segmenter keeps it, to be asked again."""
+
+    @property
+    def view(self) -> View:
+        """What was encoded, at the size at which the network saw it."""
+        ...
+
+
+@runtime_checkable
+class Interactive(Segmenter, Protocol):
+    """A segmenter whose views are encoded once and asked again and again, click by click."""
+
+    def encode(self, image: NDArray[np.uint8], views: Sequence[View]) -> Iterator[Any]:
+        """An `Encoded` for each view, in order; a value that can be kept.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            views: crops of it; their prompts play no part.
+        """
+        ...
+
+    def decode(self, embedding: Any, prompts: Sequence[Prompt]) -> list[Candidates]:
+        """The answers to `prompts`, in order."""
         ...
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -19,8 +19,21 @@ PROMPTS_AT_ONCE = 8
 BOX, NOTHING = (2.0, 3.0), -1.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ViewFeatures:
+    """A view, encoded.
+
+    Attributes:
+        view: what was encoded.
+        features: (1, 256, side / 16, side / 16) float32.
+    """
+
+    view: View
+    features: NDArray[np.float32]
+
+
 class ExportedSam:
-    """A `Segmenter` of boxes and points; every view is seen at the export's size."""
+    """An `Interactive` segmenter of boxes and points; every view is seen at the export's size."""
 
     def __init__(self, export: Export, encoder: Graph, decoder: Graph) -> None:
         self.side_px, self.pad_with = export.side_px, np.array(export.pad_with, np.float32)
@@ -33,18 +46,25 @@ class ExportedSam:
 
     def segment(self, image: NDArray[np.uint8], views: Sequence[View]) -> list[Candidates]:
         """See `Segmenter.segment`."""
-        return [answer for view in views for answer in self._answers(image, replace(view, input_px=self.side_px))]
+        embeddings = self.encode(image, views)
+        return [answer for each in embeddings for answer in self.decode(each, each.view.prompts)]
 
-    def _answers(self, image: NDArray[np.uint8], view: View) -> list[Candidates]:
-        (features,) = self.encoder([self._square(shown(image, view))])
-        answers = {}
-        for indices in batches(view.prompts, PROMPTS_AT_ONCE):
-            asked = [_tokens(view.prompts[index], view) for index in indices]
+    def encode(self, image: NDArray[np.uint8], views: Sequence[View]) -> Iterator[ViewFeatures]:
+        """See `Interactive.encode`."""
+        for view in views:
+            seen = replace(view, input_px=self.side_px)
+            yield ViewFeatures(seen, self.encoder([self._square(shown(image, seen))])[0])
+
+    def decode(self, embedding: ViewFeatures, prompts: Sequence[Prompt]) -> list[Candidates]:
+        """See `Interactive.decode`."""
+        view, answers = embedding.view, {}
+        for indices in batches(prompts, PROMPTS_AT_ONCE):
+            asked = [_tokens(prompts[index], view) for index in indices]
             points, labels = (np.stack(parts) for parts in zip(*asked, strict=True))
-            logits, iou = self.decoder([features, points, labels])
+            logits, iou = self.decoder([embedding.features, points, labels])
             for row, index in enumerate(indices):
-                answers[index] = Candidates(view, view.prompts[index], logits[row], iou[row])
-        return [answers[index] for index in range(len(view.prompts))]
+                answers[index] = Candidates(view, prompts[index], logits[row], iou[row])
+        return [answers[index] for index in range(len(prompts))]
 
     def _square(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(h, w, 3) -> (1, 3, side, side), filled right and below."""
