@@ -133,7 +133,9 @@ def _graph(file: Path, runtime: Runtime) -> Graph:
 
 def _check_torch() -> None:
     if not installed("torch"):
-        raise ExtraMissing("torch, in which recipes run (exports run without),", "torch")
+        raise ExtraMissing(
+            "torch, in which recipes run (exports run without), is not installed", "pip install 'sam-inspect[torch]'"
+        )
 
 
 def _threshold(recipe: Recipe, config: RecipeConfig) -> float:

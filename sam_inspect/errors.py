@@ -11,7 +11,15 @@ SamInspectError
 │   └── WeightsMissing    1, 503   known weights that are not on this machine yet
 ├── FetchError            1, 502   a source that did not answer, or answered with other bytes
 ├── OutputError           1, 507   a folder that cannot be written, a full disk
-└── PluginError           1, 500   a plugin that does not load or breaks its contract
+├── PluginError           1, 500   a plugin that does not load or breaks its contract
+│   └── ExtraMissing      2, 500   a part that is not installed
+└── ServiceError          1, 503   what only a running service meets: its store does not answer
+    ├── NotFound          1, 404   no such recipe or inspection
+    ├── Forbidden         1, 401   no key, or none that is known
+    ├── Conflict          1, 409   the same idempotency key with another image
+    ├── QueueFull         1, 429   as much is waiting as may wait
+    ├── Draining          1, 503   it is stopping
+    └── TooLate           1, 504   the deadline passed before its turn
 """
 
 from __future__ import annotations
@@ -101,10 +109,52 @@ class PluginError(SamInspectError):
     """A plugin that does not load or breaks its contract."""
 
 
-class ExtraMissing(PluginError):
+class ExtraMissing(PluginError, UsageError):
     """A part of sam_inspect that is not installed: one of its extras brings it."""
 
-    exit_code = 2
+    http_status = 500
 
-    def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} is not installed", f"pip install 'sam-inspect[{extra}]'")
+
+class ServiceError(SamInspectError):
+    """What only a running service meets: its store, or a side that it delivers to, does not answer."""
+
+    http_status = 503
+
+
+class NotFound(ServiceError):
+    """No such recipe or inspection."""
+
+    http_status = 404
+
+
+class Forbidden(ServiceError):
+    """A request without a key, or with one that is not known."""
+
+    http_status = 401
+
+
+class Conflict(ServiceError):
+    """The same idempotency key with another image."""
+
+    http_status = 409
+
+
+class QueueFull(ServiceError):
+    """As much is waiting as may wait.
+
+    Attributes:
+        retry_after_s: seconds until there is likely to be room.
+    """
+
+    http_status = 429
+    retry_after_s = 1
+
+
+class Draining(ServiceError):
+    """The service is stopping and takes nothing new."""
+
+
+class TooLate(ServiceError):
+    """The deadline passed before its turn came."""
+
+    http_status = 504

@@ -21,6 +21,7 @@ Kind = Literal["localizers", "segmenters", "outputs"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _IN_TORCH = ("torch", "torchvision", "timm", "segment_anything", "sklearn", "onnx")
 EXTRA_OF = dict.fromkeys(_IN_TORCH, "torch") | {"anomalib": "anomalib", "onnxruntime": "onnx", "openvino": "openvino"}
+EXTRA_OF |= dict.fromkeys(("alembic", "fastapi", "paho", "prometheus_client", "sqlalchemy", "uvicorn"), "serve")
 """The extra of sam_inspect that brings a module."""
 
 
@@ -103,7 +104,9 @@ def _broken(point: EntryPoint, error: Exception) -> PluginError:
 def missing_extra(error: ModuleNotFoundError) -> ExtraMissing | None:
     """What to install where an absent module is one that an extra of sam_inspect brings."""
     module = (error.name or "").partition(".")[0]
-    return ExtraMissing(module, EXTRA_OF[module]) if module in EXTRA_OF else None
+    if module not in EXTRA_OF:
+        return None
+    return ExtraMissing(f"{module} is not installed", f"pip install 'sam-inspect[{EXTRA_OF[module]}]'")
 
 
 def _status(kind: Kind, point: EntryPoint) -> PluginStatus:

@@ -1,0 +1,1 @@
+"""The store, revision by revision (Alembic)."""
