@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from sam_inspect import cli_serve
 from sam_inspect.console import RESUME, say, session, table
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 weights_app = typer.Typer(no_args_is_help=True, help="Pretrained networks: what is known, what is here, how to get it.")
 app.add_typer(weights_app, name="weights")
+app.add_typer(cli_serve.keys_app, name="keys")
 
 Recipe = Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="Folder of the recipe.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="Folder for the results.")]
@@ -160,6 +162,9 @@ def inspect(
         table("", list(row), [list(row.values())])
         print(summary.page or out)
         raise typer.Exit(summary.exit_status(fail_on_defect))
+
+
+app.command()(cli_serve.serve)
 
 
 @app.command()

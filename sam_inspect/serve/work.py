@@ -1,4 +1,4 @@
-"""The queue before the model: bounded, in order, one thread that works; late or unwanted work is not done."""
+"""The queue before the model: bounded and in order. One thread reads ahead, one works; late work is not done."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from queue import Queue
 from typing import Any, Generic, TypeVar
 
 from sam_inspect.errors import Draining, QueueFull, TooLate
 
+P = TypeVar("P")
 T = TypeVar("T")
 SMOOTHING = 0.2
 
 
 @dataclass(slots=True, eq=False)
-class Job(Generic[T]):
+class Job(Generic[P, T]):
     """A piece of work that waits.
 
     Attributes:
-        work: what is to be done, in the model's thread.
+        read: what comes before the work, while the model is busy with the one before.
+        work: what is to be done with that, in the model's thread.
         answer: what it came to, for the event loop that asked.
         loop: that loop.
         deadline: `time.monotonic()` after which nobody wants it; None for never.
     """
 
-    work: Callable[[], T]
+    read: Callable[[], P]
+    work: Callable[[P], T]
     answer: asyncio.Future[T]
     loop: asyncio.AbstractEventLoop
     deadline: float | None
@@ -51,35 +56,40 @@ class Job(Generic[T]):
 
 
 class WorkQueue:
-    """Jobs in the order of their arrival, for one thread.
+    """Jobs in the order of their arrival.
 
     Args:
-        most: jobs that may wait beside the one that is worked on.
+        most: jobs that may wait, beside the one that is worked on and the one that is read ahead.
     """
 
     def __init__(self, most: int) -> None:
         self.most, self.seconds = most, 0.5
-        self._waiting: deque[Job[Any]] = deque()
+        self._waiting: deque[Job[Any, Any]] = deque()
         self._ready = threading.Condition()
         self._closed = False
-        self._busy = False
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
-        self._thread.start()
+        self._taken = 0
+        self._read: Queue[tuple[Job[Any, Any], Any] | None] = Queue(maxsize=1)
+        self._threads = [
+            threading.Thread(target=self._read_ahead, name="reader", daemon=True),
+            threading.Thread(target=self._run, name="model", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def depth(self) -> int:
         """Jobs that wait or are worked on."""
         with self._ready:
-            return len(self._waiting) + self._busy
+            return len(self._waiting) + self._taken
 
-    def submit(self, work: Callable[[], T], deadline: float | None = None) -> Job[T]:
+    def submit(self, read: Callable[[], P], work: Callable[[P], T], deadline: float | None = None) -> Job[P, T]:
         """Takes a job, from a coroutine.
 
         Raises:
             QueueFull, Draining.
         """
         loop = asyncio.get_running_loop()
-        job = Job(work, loop.create_future(), loop, deadline)
+        job = Job(read, work, loop.create_future(), loop, deadline)
         with self._ready:
             if self._closed:
                 raise Draining("the service is stopping", "send it again when it is back")
@@ -95,11 +105,13 @@ class WorkQueue:
         full.retry_after_s = seconds
         return full
 
-    def forget(self, job: Job[Any]) -> None:
-        """Frees the place of a job that waits; one that is worked on is finished."""
+    def forget(self, job: Job[Any, Any]) -> bool:
+        """Frees the place of a job that waits; one that is worked on is finished. Whether it waited."""
         with self._ready:
             if job in self._waiting:
                 self._waiting.remove(job)
+                return True
+        return False
 
     def close(self) -> None:
         """Takes nothing new; what was taken is finished."""
@@ -109,29 +121,46 @@ class WorkQueue:
 
     def join(self, timeout_s: float | None = None) -> None:
         """Waits until all that was taken is done, after `close`."""
-        self._thread.join(timeout_s)
+        for thread in self._threads:
+            thread.join(timeout_s)
+
+    def _read_ahead(self) -> None:
+        while (job := self._next()) is not None:
+            if (read := self._tried(job, job.read)) is not None:
+                self._read.put((job, *read))
+            else:
+                self._done()
+        self._read.put(None)
 
     def _run(self) -> None:
-        while (job := self._next()) is not None:
+        while (entry := self._read.get()) is not None:
+            job, read = entry
             start = time.monotonic()
-            if job.deadline is not None and start > job.deadline:
-                job.settle(
-                    None, TooLate("its deadline passed before its turn", "give it longer, or send fewer at once")
-                )
-                continue
-            try:
-                job.settle(job.work(), None)
-            except BaseException as error:  # whatever it is, whoever asked is told, and the thread goes on
-                job.settle(None, error)
-            self.seconds += SMOOTHING * (time.monotonic() - start - self.seconds)
+            if (answer := self._tried(job, partial(job.work, read))) is not None:
+                job.settle(answer[0], None)
+                self.seconds += SMOOTHING * (time.monotonic() - start - self.seconds)
+            self._done()
 
-    def _next(self) -> Job[Any] | None:
+    def _tried(self, job: Job[Any, Any], step: Callable[[], T]) -> tuple[T] | None:
+        """What a step of the job came to; None where it is too late, or failed, which whoever asked is told."""
+        try:
+            if job.deadline is not None and time.monotonic() > job.deadline:
+                raise TooLate("its deadline passed before its turn", "give it longer")
+            return (step(),)
+        except BaseException as error:  # whatever it is, the thread goes on
+            job.settle(None, error)
+            return None
+
+    def _next(self) -> Job[Any, Any] | None:
         """The oldest job; None when closed and empty."""
         with self._ready:
-            self._busy = False
             while not self._waiting:
                 if self._closed:
                     return None
                 self._ready.wait()
-            self._busy = True
+            self._taken += 1
             return self._waiting.popleft()
+
+    def _done(self) -> None:
+        with self._ready:
+            self._taken -= 1

@@ -1,0 +1,93 @@
+"""The commands around the service: `serve`, `keys`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sam_inspect.console import session, table
+
+keys_app = typer.Typer(no_args_is_help=True, help="API keys of the service: shown once, kept as hashes.")
+KeysFile = Annotated[Path, typer.Option("--keys", metavar="FILE", help="File of the keys.")]
+KEYS = Path("station") / "keys.json"
+
+
+def serve(
+    recipe: Annotated[
+        list[Path],
+        typer.Option(metavar="DIR", show_default=False, help="Recipe, export, or a folder of them; may be repeated."),
+    ],
+    data: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the images and, without --store, of the database.")
+    ] = Path("station"),
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="What to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 for any that is free.")] = 8000,
+    queue: Annotated[int, typer.Option(metavar="N", min=1, help="Images that may wait; further ones get 429.")] = 16,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="URL", show_default="SQLite in --data", help="Database: postgresql+psycopg://..."),
+    ] = None,
+    outputs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where results go besides: webhook, MQTT, JSON lines."),
+    ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", show_default="needed unless bound to loopback", help="API keys, made by sam-inspect keys."
+        ),
+    ] = None,
+    keep_days: Annotated[float | None, typer.Option(metavar="N", min=0, help="Older ones are forgotten.")] = None,
+    keep_gb: Annotated[float | None, typer.Option(metavar="N", min=0, help="So are the oldest beyond this.")] = None,
+    max_mb: Annotated[int, typer.Option(metavar="N", min=1, help="Of one upload.")] = 64,
+    max_megapixels: Annotated[int, typer.Option(metavar="N", min=1, help="Of one image.")] = 100,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the networks run.")] = "auto",
+    runtime: Annotated[
+        Literal["auto", "torch", "openvino", "onnx"], typer.Option(help="What runs the networks on a CPU.")
+    ] = "auto",
+    precision: Annotated[Literal["auto", "f32", "bf16"], typer.Option(help="Of the networks' products.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No messages but warnings and errors.")] = False,
+    json_logs: Annotated[
+        bool, typer.Option("--json-logs", help="Messages on stderr as one JSON object a line.")
+    ] = False,
+) -> None:
+    """Inspects what line cameras and controllers send over HTTP, keeps every answer, and shows them on a page."""
+    with session(quiet, json_logs):
+        from sam_inspect.serve.run import Wanted
+        from sam_inspect.serve.run import serve as run
+        from sam_inspect.serve.service import Limits
+
+        keep_bytes = None if keep_gb is None else int(keep_gb * 1e9)
+        limits = Limits(max_mb << 20, max_megapixels * 1_000_000, keep_days, keep_bytes)
+        run(Wanted(recipe, data, host, port, queue, store, outputs, keys, device, runtime, precision, limits))
+
+
+@keys_app.command("add")
+def add_key(name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is.")], keys: KeysFile = KEYS) -> None:
+    """Makes a key and shows it, once."""
+    with session(False, False):
+        from sam_inspect.serve import keys as ring
+
+        print(ring.add_key(keys, name))
+
+
+@keys_app.command("list")
+def list_keys(keys: KeysFile = KEYS) -> None:
+    """Whose keys there are."""
+    with session(False, False):
+        from sam_inspect.serve import keys as ring
+
+        table("Keys", ["name", "made"], [[key.name, key.made_at] for key in ring.read_keys(keys)])
+
+
+@keys_app.command("remove")
+def remove_key(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is.")], keys: KeysFile = KEYS
+) -> None:
+    """Takes a key away; a running service refuses it from now on."""
+    with session(False, False):
+        from sam_inspect.serve import keys as ring
+
+        ring.remove_key(keys, name)

@@ -1,0 +1,64 @@
+"""What people said of inspections as a data set in MVTec layout, from which `sam-inspect finetune` learns."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from sam_inspect.masks import from_rle, union
+from sam_inspect.records import CropMask
+from sam_inspect.serve.store import Store
+from sam_inspect.serve.tables import InspectionRow
+
+UNNAMED = "defect"
+
+
+def write_labels(store: Store, rows: Iterable[InspectionRow], file: Path) -> int:
+    """A zip of `test/good`, `test/TYPE` and `ground_truth/TYPE`; images as they came. How many it holds.
+
+    A part goes to the type of its largest mask. One that was confirmed without corrected masks keeps SAM's, as
+    `defect`; one that passed and was overruled without any is left out: nothing says where its defects are.
+    """
+    count = 0
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for row in rows:
+            path, label = store.image(row), _label(row)
+            if label is None or not path.is_file():
+                continue
+            kind, masks = label
+            archive.write(path, f"test/{kind}/{path.name}")
+            if masks:
+                drawn = union(masks, (row.result["size"][0], row.result["size"][1]))
+                _, png = cv2.imencode(".png", drawn.astype(np.uint8) * 255)
+                archive.writestr(f"ground_truth/{kind}/{path.stem}_mask.png", png.tobytes())
+            count += 1
+    return count
+
+
+def _label(row: InspectionRow) -> tuple[str, list[CropMask]] | None:
+    """Type and masks; `good` has none. None where the review does not say."""
+    review = row.review
+    if review is None:
+        return None
+    given: list[dict[str, Any]] | None = review.get("masks")
+    if given is None and review["decision"] == "confirm":
+        given = [{"mask": each["mask"], "defect_type": UNNAMED} for each in row.result["defects"]]
+    if given is None:
+        return ("good", []) if row.verdict == "fail" else None
+    masks = [(mask, each["defect_type"]) for each in given if (mask := from_rle(each["mask"])) is not None]
+    if not masks:
+        return "good", []
+    largest = max(masks, key=lambda entry: entry[0].area_px)[1]
+    return _folder(largest), [mask for mask, _ in masks]
+
+
+def _folder(kind: str) -> str:
+    """A type as the name of a folder; `good` means something else there."""
+    name = re.sub(r"[^\w-]+", "_", kind).strip("_")[:60] or UNNAMED
+    return f"{name}_" if name.lower() == "good" else name

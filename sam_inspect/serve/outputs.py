@@ -1,0 +1,294 @@
+"""Where results go beside the answer: a webhook, an MQTT broker, a file of JSON lines. Each told once, in order.
+
+What is to be told stands in the store with the inspection itself; a thread for each output tells it, and tries again
+with growing pauses while the other side is away. If the process dies between the other side's word that it has a
+record and the note of that, the record is sent a second time: its `id` tells. A plugin is another class with `send`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import ssl
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self, runtime_checkable
+
+import requests
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion
+from pydantic import Field
+
+from sam_inspect.config import Section, read_yaml, validated
+from sam_inspect.errors import ConfigError, ServiceError
+from sam_inspect.plugins import broken_contract, load_plugin
+from sam_inspect.serve.store import Store
+
+TIMEOUT_S = 10.0
+LONGEST_PAUSE_S = 60.0
+AT_ONCE = 50
+log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Output(Protocol):
+    """One other side."""
+
+    @classmethod
+    def from_config(cls, args: Mapping[str, Any]) -> Self:
+        """What the outputs file asks for. Raises ConfigError."""
+        ...
+
+    def send(self, record: Mapping[str, Any]) -> None:
+        """Tells one record and returns when the other side has it. Raises ServiceError where it has not."""
+        ...
+
+
+class OutputConfig(Section):
+    """An entry of the outputs file."""
+
+    name: str
+    """The kind: `webhook`, `mqtt`, `jsonl`, or a plugin's."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    as_: str | None = Field(None, alias="as")
+    """What the store calls it; its kind where there is one of a kind."""
+
+
+class OutputsFile(Section):
+    """The file of `--outputs`."""
+
+    outputs: tuple[OutputConfig, ...] = ()
+
+
+def read_outputs(file: Path) -> dict[str, Output]:
+    """The outputs of a YAML file, by name.
+
+    Raises:
+        ConfigError: a key or value that cannot be, or two of one name.
+        PluginError: no such kind.
+    """
+    found: dict[str, Output] = {}
+    for entry in validated(OutputsFile, read_yaml(file), str(file)).outputs:
+        name, kind = entry.as_ or entry.name, load_plugin("outputs", entry.name)
+        if not issubclass(kind, Output):
+            raise broken_contract(entry.name, kind, Output)
+        if name in found:
+            raise ConfigError(f"{file}: two outputs are called {name}", "give one of them another `as`")
+        found[name] = kind.from_config(entry.args)
+    return found
+
+
+class WebhookArgs(Section):
+    """Arguments of the output `webhook`."""
+
+    url: str = Field(pattern="^https?://")
+    secret: str | None = None
+    """Signs each message."""
+
+
+class Webhook:
+    """POSTs each record as JSON; any answer of 200 to 299 means that the other side has it.
+
+    With a secret, `X-Signature` is `t=SECONDS,v1=HEX`: HMAC-SHA256 of `SECONDS.BODY`. `Idempotency-Key` is the record's
+    id.
+    """
+
+    def __init__(self, args: WebhookArgs) -> None:
+        self.args, self.session = args, requests.Session()
+
+    @classmethod
+    def from_config(cls, args: Mapping[str, Any]) -> Self:
+        """See `Output.from_config`."""
+        return cls(validated(WebhookArgs, dict(args), "outputs.webhook"))
+
+    def send(self, record: Mapping[str, Any]) -> None:
+        """See `Output.send`."""
+        body = json.dumps(record, ensure_ascii=False).encode()
+        headers = {"Content-Type": "application/json", "Idempotency-Key": str(record["id"])}
+        if self.args.secret is not None:
+            headers["X-Signature"] = signature(self.args.secret, body, int(time.time()))
+        try:
+            answer = self.session.post(self.args.url, body, headers=headers, timeout=TIMEOUT_S, allow_redirects=False)
+        except requests.RequestException as error:
+            raise ServiceError(f"webhook: {type(error).__name__}", "it is tried again") from error
+        if not answer.ok or answer.is_redirect:
+            raise ServiceError(f"webhook: answered {answer.status_code}", "it is tried again")
+
+
+def signature(secret: str, body: bytes, seconds: int) -> str:
+    """The value of `X-Signature` for a body sent at that time (seconds since 1970)."""
+    digest = hmac.new(secret.encode(), f"{seconds}.".encode() + body, hashlib.sha256).hexdigest()
+    return f"t={seconds},v1={digest}"
+
+
+class MqttArgs(Section):
+    """Arguments of the output `mqtt`."""
+
+    host: str
+    port: int = Field(1883, ge=1, le=65535)
+    topic: str = "sam_inspect/{recipe}/{verdict}"
+    """`{recipe}`, `{verdict}`, `{camera}` and `{part}` are filled in."""
+    client_id: str = "sam_inspect"
+    username: str | None = None
+    password: str | None = None
+    tls: bool = False
+    ca_file: str | None = None
+    """Certificates that the broker's must come from; the system's where it is not said."""
+
+
+class Mqtt:
+    """Publishes each record as JSON with QoS 1, and returns when the broker has acknowledged it."""
+
+    def __init__(self, args: MqttArgs) -> None:
+        self.args = args
+        self._client: Client | None = None
+
+    @classmethod
+    def from_config(cls, args: Mapping[str, Any]) -> Self:
+        """See `Output.from_config`."""
+        return cls(validated(MqttArgs, dict(args), "outputs.mqtt"))
+
+    def send(self, record: Mapping[str, Any]) -> None:
+        """See `Output.send`."""
+        body = json.dumps(record, ensure_ascii=False).encode()
+        try:
+            sent = self._connected().publish(self._topic(record), body, qos=1)
+            sent.wait_for_publish(TIMEOUT_S)
+            arrived = sent.is_published()
+        except (OSError, RuntimeError, ValueError) as error:
+            self._forget()
+            raise ServiceError(f"mqtt: {type(error).__name__}", "it is tried again") from error
+        if not arrived:
+            self._forget()
+            raise ServiceError("mqtt: the broker did not acknowledge", "it is tried again")
+
+    def _topic(self, record: Mapping[str, Any]) -> str:
+        words = {"recipe": record["recipe"]["name"], "verdict": record["verdict"]}
+        words |= {name: record[name] or "none" for name in ("camera", "part")}
+        plain = {name: "".join("_" if letter in "+#/\0" else letter for letter in word) for name, word in words.items()}
+        return self.args.topic.format(**plain)
+
+    def _connected(self) -> Client:
+        """A client that is connected; a lost one is not used again, since it would send what it holds on its own."""
+        if self._client is not None and self._client.is_connected():
+            return self._client
+        self._forget()
+        client = self._client = Client(CallbackAPIVersion.VERSION2, self.args.client_id)
+        if self.args.username is not None:
+            client.username_pw_set(self.args.username, self.args.password)
+        if self.args.tls:
+            client.tls_set_context(ssl.create_default_context(cafile=self.args.ca_file))
+        client.connect(self.args.host, self.args.port, keepalive=30)
+        client.loop_start()
+        until = time.monotonic() + TIMEOUT_S
+        while not client.is_connected():
+            if time.monotonic() > until:
+                raise OSError("no connection")
+            time.sleep(0.02)
+        return client
+
+    def _forget(self) -> None:
+        if self._client is not None:
+            self._client.disconnect()
+            self._client.loop_stop()
+            self._client = None
+
+
+class JsonLinesArgs(Section):
+    """Arguments of the output `jsonl`."""
+
+    file: str
+
+
+class JsonLines:
+    """Appends each record as one line of JSON; a line that a crash cut is completed by the next attempt."""
+
+    def __init__(self, args: JsonLinesArgs) -> None:
+        self.path = Path(args.file)
+
+    @classmethod
+    def from_config(cls, args: Mapping[str, Any]) -> Self:
+        """See `Output.from_config`."""
+        return cls(validated(JsonLinesArgs, dict(args), "outputs.jsonl"))
+
+    def send(self, record: Mapping[str, Any]) -> None:
+        """See `Output.send`."""
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab+") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - len(line)))
+                tail = file.read()
+                if tail == line:
+                    return  # it was written, and the process died before it said so
+                if tail and not tail.endswith(b"\n"):
+                    file.truncate(size - len(tail.rpartition(b"\n")[2]))
+                file.write(line)
+        except OSError as error:
+            raise ServiceError(f"jsonl: {self.path}: {error.strerror}", "it is tried again") from error
+
+
+class Outbox:
+    """Tells every output what the store holds for it, each in a thread of its own."""
+
+    def __init__(self, store: Store, outputs: Mapping[str, Output]) -> None:
+        self.store, self.outputs = store, dict(outputs)
+        self._news, self._closed = {name: threading.Event() for name in outputs}, threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(name,), name=f"output-{name}", daemon=True) for name in outputs
+        ]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of its outputs."""
+        return tuple(self.outputs)
+
+    def start(self) -> None:
+        """Begins with what an earlier process left."""
+        for thread in self._threads:
+            thread.start()
+
+    def wake(self) -> None:
+        """There is something new."""
+        for news in self._news.values():
+            news.set()
+
+    def close(self) -> None:
+        """Stops after what is being told; the rest stays in the store."""
+        self._closed.set()
+        self.wake()
+        for thread in self._threads:
+            thread.join(TIMEOUT_S)
+
+    def _run(self, name: str) -> None:
+        news = self._news[name]
+        while not self._closed.is_set():
+            news.clear()
+            try:
+                told = self._tell(name)
+            except ServiceError as error:  # the store itself does not answer
+                log.warning("output %s: %s", name, error)
+                told = False
+            if not told:
+                news.wait(1.0)
+
+    def _tell(self, name: str) -> bool:
+        """Whether all of a batch was taken."""
+        batch = self.store.due(name, AT_ONCE)
+        for delivery in batch:
+            if self._closed.is_set():
+                return False
+            try:
+                self.outputs[name].send(delivery.record)
+            except ServiceError as error:
+                pause = min(LONGEST_PAUSE_S, 0.5 * 2 ** min(delivery.attempts, 10))
+                log.warning("output %s: %s; again in %.0f s", name, error.problem, pause)
+                self.store.postpone(delivery, pause, error.problem)
+                return False
+            self.store.delivered(delivery.id)
+        return bool(batch)

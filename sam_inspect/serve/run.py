@@ -1,0 +1,141 @@
+"""Puts a service together and runs it under uvicorn until it is told to stop; then it finishes what it accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from sam_inspect.errors import UsageError
+from sam_inspect.pipeline import Inspector
+from sam_inspect.serve.app import create_app
+from sam_inspect.serve.guard import is_loopback
+from sam_inspect.serve.keys import KeyRing, read_keys
+from sam_inspect.serve.outputs import Outbox, read_outputs
+from sam_inspect.serve.service import Limits, Service
+from sam_inspect.serve.shelf import Shelf
+from sam_inspect.serve.store import Store
+from sam_inspect.serve.work import WorkQueue
+
+LOOK_S = 0.1
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the command line asks for.
+
+    Attributes:
+        recipes: folders of recipes, of exports, or of several of them.
+        data: folder of images and, where no URL is given, of the database.
+        host, port: what to listen on; 0 for any free port.
+        queue: images that may wait.
+        store: the database's URL.
+        outputs: a file of outputs.
+        keys: file of API keys; on loopback everybody may ask where none is named.
+        device, runtime, precision: of the networks.
+        limits: of uploads and of the store.
+    """
+
+    recipes: Sequence[Path]
+    data: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    queue: int = 16
+    store: str | None = None
+    outputs: Path | None = None
+    keys: Path | None = None
+    device: str = "auto"
+    runtime: str = "auto"
+    precision: str = "auto"
+    limits: Limits = field(default_factory=Limits)
+
+
+def serve(wanted: Wanted) -> None:
+    """Serves until SIGTERM or Ctrl-C.
+
+    Raises:
+        UsageError: the port is taken, or others could ask without a key.
+        RecipeError, ConfigError, PluginError, OutputError, ServiceError: what it is made of cannot be used.
+    """
+    keys = _keys(wanted)
+    bound = _bound(wanted.host, wanted.port)
+    service = _service(wanted)
+    app = create_app(service, keys, only_here=keys is None)
+    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_keep_alive=30)
+    host, port = bound.getsockname()[:2]
+    log.info("serving on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    _Server(config, service).run([bound])
+
+
+class _Server(uvicorn.Server):
+    """Told to stop, it takes nothing new and goes when the last image is answered; told twice, at once."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        self.loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See uvicorn."""
+        if self.service.draining or self.loop is None:
+            super().handle_exit(sig, frame)
+            return
+        log.info("stopping: finishing what was accepted")
+        self.service.draining = True
+        self.service.queue.close()
+        self.loop.call_soon_threadsafe(self._begin_to_drain, sig)
+
+    def _begin_to_drain(self, sig: int) -> None:
+        self.service.announce()
+        self._draining = asyncio.create_task(self._drain(sig))
+
+    async def _drain(self, sig: int) -> None:
+        while self.service.queue.depth:
+            await asyncio.sleep(LOOK_S)
+        super().handle_exit(sig, None)
+
+
+def _service(wanted: Wanted) -> Service:
+    def open_recipe(folder: Path) -> Inspector:
+        return Inspector.from_recipe(folder, wanted.device, runtime=wanted.runtime, precision=wanted.precision)
+
+    shelf = Shelf(wanted.recipes, open_recipe)
+    outputs = read_outputs(wanted.outputs) if wanted.outputs else {}
+    store = Store(wanted.data, wanted.store)
+    return Service(shelf, WorkQueue(wanted.queue), store, Outbox(store, outputs), wanted.limits)
+
+
+def _keys(wanted: Wanted) -> KeyRing | None:
+    """None where everybody who reaches the port may ask."""
+    if wanted.keys is None and is_loopback(wanted.host):
+        return None
+    file = wanted.keys or wanted.data / "keys.json"
+    if not read_keys(file):
+        remedy = f"make one: sam-inspect keys add NAME --keys {file}; or bind to 127.0.0.1"
+        raise UsageError(f"{file}: holds no API key, and {wanted.host} can be reached from elsewhere", remedy)
+    return KeyRing(file)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise UsageError(f"{host}:{port}: cannot be listened on ({error.strerror})", "give another --port") from None
+    bound.set_inheritable(True)
+    return bound

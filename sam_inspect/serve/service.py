@@ -1,0 +1,280 @@
+"""What the service does, without HTTP: take an image, wait for the model, keep the answer, tell everybody."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam_inspect.errors import Conflict, ServiceError
+from sam_inspect.images import read_image, read_size
+from sam_inspect.masks import to_rle
+from sam_inspect.records import CropMask, Inspection
+from sam_inspect.serve.clicks import Clicker, Clicks
+from sam_inspect.serve.figures import Figures
+from sam_inspect.serve.messages import Fields, Review
+from sam_inspect.serve.outputs import Outbox
+from sam_inspect.serve.shelf import Loaded, Shelf
+from sam_inspect.serve.store import Arrival, Store
+from sam_inspect.serve.tables import InspectionRow
+from sam_inspect.serve.work import Job, WorkQueue
+
+T = TypeVar("T")
+Gone = Callable[[], Awaitable[bool]]
+Read = tuple[NDArray[np.uint8], float]
+Clicked = tuple[CropMask | None, float, tuple[int, int]]
+LOOK_S = 0.1
+PRUNE_S = 60.0
+SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"BM": ".bmp", b"II": ".tif", b"MM": ".tif", b"RIFF": ".webp"}
+log = logging.getLogger(__name__)
+
+
+class ClientGone(ServiceError):
+    """Whoever asked went away while it waited."""
+
+    http_status = 499
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the service takes and keeps.
+
+    Attributes:
+        image_bytes, image_pixels: of one upload.
+        keep_days, keep_bytes: of the store; None for all.
+    """
+
+    image_bytes: int = 64 << 20
+    image_pixels: int = 100_000_000
+    keep_days: float | None = None
+    keep_bytes: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Service:
+    """See the module. Its coroutines belong to one event loop.
+
+    Attributes:
+        shelf: the recipes.
+        queue: before the model.
+        store: of what was answered.
+        outbox: for what is to be delivered.
+        limits: of uploads and of the store.
+        figures: for Prometheus.
+        ready: every recipe is loaded and warmed up.
+        draining: nothing new is taken.
+    """
+
+    shelf: Shelf
+    queue: WorkQueue
+    store: Store
+    outbox: Outbox
+    limits: Limits = field(default_factory=Limits)
+    figures: Figures = field(default_factory=Figures)
+    ready: bool = False
+    draining: bool = False
+    _clicker: Clicker = field(default_factory=Clicker)
+    _keeper: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="keeper"))
+    _by_key: dict[tuple[str, str], asyncio.Lock] = field(default_factory=dict)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def inspect(
+        self,
+        recipe: str,
+        image: bytes,
+        name: str,
+        fields: Fields,
+        *,
+        key: str | None = None,
+        deadline_s: float | None = None,
+        gone: Gone | None = None,
+    ) -> InspectionRow:
+        """Inspects an image and keeps the answer before it returns.
+
+        Args:
+            recipe: its name.
+            image: the file's bytes, as they came.
+            name: what the inspection calls it.
+            fields: what came with it.
+            key: the client's idempotency key: the same image under the same key is answered from the store.
+            deadline_s: seconds from now after which the model does not begin with it.
+            gone: tells whether the client has gone; a waiting image then gives its place up.
+
+        Raises:
+            NotFound, ImageError, QueueFull, Draining, TooLate, Conflict, OutputError, ServiceError.
+        """
+        started = time.monotonic()
+        arrival = self._arrival(self.shelf.get(recipe), image, fields, key)
+        async with self._alone(recipe, key):
+            if key is not None and (known := await self._in_store(recipe, key)) is not None:
+                if known.request_sha256 != arrival.sha256:
+                    raise Conflict(
+                        f"Idempotency-Key {key[:60]!r}: was used for another image", "give each a key of its own"
+                    )
+                return known
+            read_size(image, max_pixels=self.limits.image_pixels, name=name)
+            loaded = self.shelf.get(recipe)
+            deadline = None if deadline_s is None else started + deadline_s
+            job = self.queue.submit(
+                partial(self._read, image, name), partial(_inspected, loaded, name, fields), deadline
+            )
+            inspection = await self._answer(job, gone)
+            save = partial(self.store.save, inspection, image, _suffix(image), arrival, self.outbox.names)
+            row = await asyncio.get_running_loop().run_in_executor(self._keeper, save)
+        self.figures.answered(loaded, inspection, time.monotonic() - started)
+        self.announce()
+        return row
+
+    async def segment(
+        self, recipe: str, image: bytes, key: str, clicks: Clicks
+    ) -> tuple[CropMask | None, float, tuple[int, int]]:
+        """The mask that clicks mean, SAM's estimate of its IoU, and the image's (H, W).
+
+        Args:
+            recipe: whose segmenter.
+            image: the file's bytes.
+            key: of the image, under which its encoded views are kept.
+            clicks: in pixels of the image.
+        """
+        work = partial(self._clicked, self.shelf.get(recipe), key, clicks)
+        return await self._answer(self.queue.submit(partial(self._read, image, "image"), work), None)
+
+    async def review(self, row: InspectionRow, review: Review) -> InspectionRow:
+        """Keeps what a person says. Raises ValueError: a mask does not fit the image."""
+        height, width = row.result["size"]
+        kept = review.model_dump(mode="json", exclude={"masks"})
+        if review.masks is not None:
+            masks = [(each.mask.mask((height, width)), each.defect_type) for each in review.masks]
+            kept["masks"] = [
+                {"mask": to_rle(mask, (height, width)), "box": list(mask.box_xyxy), "defect_type": kind}
+                for mask, kind in masks
+                if mask is not None
+            ]
+        kept["at"] = datetime.now(UTC).isoformat(timespec="milliseconds")
+        found = await asyncio.to_thread(self.store.review, row.id, kept)
+        self.announce()
+        return found
+
+    async def events(self, after: str | None) -> AsyncIterator[InspectionRow]:
+        """Every inspection answered after that one, as it comes; None for from now on.
+
+        They are read from the store, so that a slow listener misses none.
+        """
+        last = await asyncio.to_thread(self.store.newest_id) if after is None else after
+        while not self.draining:
+            news = self._news
+            for row in await asyncio.to_thread(self.store.after, last, 100):
+                last = row.id
+                yield row
+            with_timeout = asyncio.wait_for(news.wait(), 10)
+            try:
+                await with_timeout
+            except TimeoutError:
+                continue
+
+    def announce(self) -> None:
+        """There is something new for listeners and outputs."""
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+        self.outbox.wake()
+
+    async def start(self) -> None:
+        """Loads and warms up the recipes, then begins to prune and to deliver."""
+        self.outbox.start()
+        for name in self.shelf.places():
+            await asyncio.to_thread(self.shelf.load, name)
+        self.ready = True
+
+    async def prune_for_ever(self) -> None:
+        """Keeps the store within its limits."""
+        while True:
+            try:
+                forgotten = await asyncio.to_thread(self.store.prune, self.limits.keep_days, self.limits.keep_bytes)
+            except ServiceError as error:
+                log.warning("retention: %s", error)
+            else:
+                if forgotten:
+                    log.info("retention: %d inspections are no longer kept", forgotten)
+            await asyncio.sleep(PRUNE_S)
+
+    def close(self) -> None:
+        """Finishes what was taken; what is not delivered stays in the store."""
+        self.draining = True
+        self.queue.close()
+        self.queue.join(60)
+        self._keeper.shutdown()
+        self.outbox.close()
+        self.store.close()
+
+    def _arrival(self, loaded: Loaded, image: bytes, fields: Fields, key: str | None) -> Arrival:
+        digest = hashlib.sha256(image)
+        digest.update(fields.model_dump_json(include={"boxes"}).encode())
+        return Arrival(
+            recipe=loaded.name,
+            version=loaded.version,
+            captured_at=datetime.now(UTC),
+            sha256=digest.hexdigest(),
+            part=fields.part,
+            serial=fields.serial,
+            camera=fields.camera,
+            triggered_at=fields.triggered_at,
+            idempotency_key=key,
+        )
+
+    @asynccontextmanager
+    async def _alone(self, recipe: str, key: str | None) -> AsyncIterator[None]:
+        """Requests with the same key one after another."""
+        if key is None:
+            yield
+            return
+        lock = self._by_key.setdefault((recipe, key), asyncio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():
+                self._by_key.pop((recipe, key), None)
+
+    async def _in_store(self, recipe: str, key: str) -> InspectionRow | None:
+        return await asyncio.to_thread(self.store.answered, recipe, key)
+
+    async def _answer(self, job: Job[Any, T], gone: Gone | None) -> T:
+        """What the job came to; a client that goes away frees the place of one that waits."""
+        while True:
+            await asyncio.wait({job.answer}, timeout=LOOK_S if gone else None)
+            if job.answer.done():
+                return job.answer.result()
+            if gone is not None and await gone() and self.queue.forget(job):
+                raise ClientGone("the client went away")
+
+    def _read(self, image: bytes, name: str) -> Read:
+        start = time.perf_counter()
+        pixels = read_image(image, name=name, max_pixels=self.limits.image_pixels)
+        return pixels, 1000 * (time.perf_counter() - start)
+
+    def _clicked(self, loaded: Loaded, key: str, clicks: Clicks, read: Read) -> Clicked:
+        inspector, pixels = loaded.inspector, read[0]
+        of = (f"{loaded.name} {loaded.version}", key)
+        mask, iou = self._clicker.mask(inspector.segmenter, pixels, of, clicks, inspector.config.prompt)
+        return mask, iou, (pixels.shape[0], pixels.shape[1])
+
+
+def _inspected(loaded: Loaded, name: str, fields: Fields, read: Read) -> Inspection:
+    inspection = loaded.inspector.inspect(read[0], name, fields.boxes)
+    inspection.timings_ms["read"] = read[1]
+    return inspection
+
+
+def _suffix(image: bytes) -> str:
+    return next((suffix for magic, suffix in SUFFIXES.items() if image.startswith(magic)), ".bin")
