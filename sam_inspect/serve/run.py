@@ -69,8 +69,6 @@ def serve(wanted: Wanted) -> None:
     service = _service(wanted)
     app = create_app(service, keys, only_here=keys is None)
     config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_keep_alive=30)
-    host, port = bound.getsockname()[:2]
-    log.info("serving on http://%s:%d", f"[{host}]" if ":" in host else host, port)
     _Server(config, service).run([bound])
 
 
@@ -86,6 +84,8 @@ class _Server(uvicorn.Server):
         """See uvicorn."""
         self.loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        for host, port, *_ in (bound.getsockname() for bound in sockets or []):
+            log.info("serving on http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """See uvicorn."""
@@ -95,16 +95,16 @@ class _Server(uvicorn.Server):
         log.info("stopping: finishing what was accepted")
         self.service.draining = True
         self.service.queue.close()
-        self.loop.call_soon_threadsafe(self._begin_to_drain, sig)
+        self.loop.call_soon_threadsafe(self._begin_to_drain)
 
-    def _begin_to_drain(self, sig: int) -> None:
+    def _begin_to_drain(self) -> None:
         self.service.announce()
-        self._draining = asyncio.create_task(self._drain(sig))
+        self._draining = asyncio.create_task(self._drain())
 
-    async def _drain(self, sig: int) -> None:
+    async def _drain(self) -> None:
         while self.service.queue.depth:
             await asyncio.sleep(LOOK_S)
-        super().handle_exit(sig, None)
+        self.should_exit = True
 
 
 def _service(wanted: Wanted) -> Service:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from alembic import command
 from alembic.config import Config
+from alembic.util.exc import CommandError
 from numpy.typing import NDArray
 from sqlalchemy import Engine, Select, create_engine, delete, event, exists, func, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
@@ -34,7 +35,7 @@ from sam_inspect.records import Inspection
 from sam_inspect.report.writers import from_json, to_json
 from sam_inspect.serve.tables import DeliveryRow, InspectionRow
 
-LOCKED_S = 10.0
+LOCKED_S = 5.0
 MAP_SUFFIX = ".map.npy"
 SWEPT_DAYS = 2
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class Store:
                 config = Config()
                 config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
                 config.attributes["connection"] = connection
-                command.upgrade(config, "head")
+                _upgrade(config)
             with Session(self.engine) as session:
                 newest = session.scalar(select(func.max(InspectionRow.id)))
         self._last_ms = int(newest[:12], 16) if newest else 0
@@ -325,6 +326,14 @@ class Store:
         except SQLAlchemyError as error:
             log.error("store: %s", " ".join(str(error).split()))
             raise ServiceError("the store does not answer", "send it again; see the service's log") from error
+
+
+def _upgrade(config: Config) -> None:
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        problem = f"the store is of a newer sam-inspect ({' '.join(str(error).split())})"
+        raise ServiceError(problem, "update sam-inspect") from error
 
 
 def record(row: InspectionRow) -> dict[str, Any]:

@@ -1,0 +1,591 @@
+"""The parts of the service, each alone: queue, store on both databases, outputs, masks from outside, figures."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as rle
+from pydantic import ValidationError
+from scipy.stats import ks_2samp
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from sam_inspect import files
+from sam_inspect.config import PromptConfig
+from sam_inspect.errors import (
+    ConfigError,
+    Conflict,
+    Draining,
+    NotFound,
+    OutputError,
+    QueueFull,
+    ServiceError,
+    TooLate,
+    UsageError,
+)
+from sam_inspect.masks import from_full
+from sam_inspect.records import Candidates, Defect, Inspection, Prompt, View
+from sam_inspect.serve import outputs as outputs_module
+from sam_inspect.serve.clicks import Clicker, Clicks
+from sam_inspect.serve.figures import distance
+from sam_inspect.serve.guard import is_loopback
+from sam_inspect.serve.keys import KeyRing, add_key, read_keys, remove_key
+from sam_inspect.serve.labels import write_labels
+from sam_inspect.serve.messages import ClickMessage, Fields, Rle
+from sam_inspect.serve.outputs import JsonLines, Mqtt, Outbox, read_outputs
+from sam_inspect.serve.store import Arrival, Filter, Store, record
+from sam_inspect.serve.tables import Base, InspectionRow
+from sam_inspect.serve.work import WorkQueue
+
+HW = (20, 30)
+
+
+# The queue
+
+
+def test_jobs_are_done_in_order_and_their_errors_told() -> None:
+    async def story() -> None:
+        queue = WorkQueue(8)
+        jobs = [queue.submit(lambda n=n: n, lambda n: n * 2) for n in range(5)]
+        assert [await job.answer for job in jobs] == [0, 2, 4, 6, 8]
+        broken = queue.submit(lambda: 1, lambda n: n / 0)
+        unread = queue.submit(lambda: 1 / 0, lambda n: n)
+        for job in (broken, unread):
+            with pytest.raises(ZeroDivisionError):
+                await job.answer
+        assert await queue.submit(lambda: 1, lambda n: n).answer == 1
+        queue.close()
+        queue.join(5)
+        assert queue.depth == 0
+        with pytest.raises(Draining):
+            queue.submit(lambda: 1, lambda n: n)
+
+    asyncio.run(story())
+
+
+def test_what_is_too_much_or_too_late_is_refused_and_who_goes_frees_a_place() -> None:
+    async def story() -> None:
+        queue, go = WorkQueue(2), threading.Event()
+        taken = []
+        for work in (lambda _: go.wait(10), lambda _: None, lambda _: None):  # worked on, read ahead, being read ahead
+            taken.append(queue.submit(lambda: None, work))
+            while len(queue._waiting):
+                await asyncio.sleep(0.01)
+        waiting = queue.submit(lambda: "seen", lambda word: word)
+        late = queue.submit(lambda: None, lambda _: None, deadline=time.monotonic())
+        with pytest.raises(QueueFull) as full:
+            queue.submit(lambda: None, lambda _: None)
+        assert full.value.retry_after_s >= 1
+        assert queue.forget(waiting)
+        assert not queue.forget(taken[0])
+        last = queue.submit(lambda: None, lambda _: "last")
+        go.set()
+        assert await last.answer == "last"
+        with pytest.raises(TooLate):
+            await late.answer
+        assert all(job.answer.done() for job in taken)
+        assert not waiting.answer.done()
+        queue.close()
+
+    asyncio.run(story())
+
+
+# The store
+
+
+def inspection(verdict: str = "fail", score: float = 1.5) -> Inspection:
+    full = np.zeros(HW, bool)
+    full[3:9, 4:12] = True
+    mask = from_full(full)
+    assert mask is not None
+    defects = (Defect(mask, score, "sam", mask.area_px, 8.0, 1.2),) if verdict == "fail" else ()
+    anomaly_map = np.linspace(0, score, 24, dtype=np.float32).reshape(4, 6)
+    return Inspection(
+        "a.png",
+        verdict,
+        score,
+        1.0,
+        defects,
+        HW,
+        None,
+        {"read": 1.0},
+        anomaly_map,  # type: ignore[arg-type]
+    )
+
+
+def arrival(**changes: Any) -> Arrival:
+    return replace(Arrival("part", "v1", datetime.now(UTC), "0" * 64), **changes)
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real PostgreSQL, begun for this."""
+    tools = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"))), None)
+    if tools is None:
+        pytest.skip("no PostgreSQL on this machine (Debian's package postgresql)")
+    folder = Path(f"/tmp/sam_inspect_pg_{os.getpid()}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    options: dict[str, Any] = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        user = pwd.getpwnam("nobody")
+        os.chown(folder, user.pw_uid, user.pw_gid)
+        options |= {"user": user.pw_uid, "group": user.pw_gid}
+    subprocess.run([tools / "initdb", "-D", folder / "data", "-U", "me", "-A", "trust"], check=True, **options)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["-D", folder / "data", "-p", str(port), "-k", folder, "-h", "127.0.0.1"]
+    process = subprocess.Popen([tools / "postgres", *words], **options)
+    until = time.monotonic() + 30
+    while subprocess.run([tools / "pg_isready", "-h", "127.0.0.1", "-p", str(port)], **options).returncode:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    yield f"postgresql+psycopg://me@127.0.0.1:{port}/postgres"
+    process.terminate()
+    process.wait(30)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    url = request.getfixturevalue("postgres") if request.param == "postgres" else None
+    opened = Store(tmp_path / "station", url)
+    yield opened
+    with opened.engine.begin() as connection:
+        Base.metadata.drop_all(connection)
+        connection.exec_driver_sql("drop table alembic_version")
+    opened.close()
+
+
+def test_what_is_kept_comes_back_whole(store: Store) -> None:
+    asked = arrival(part="flange", serial="A", camera="top", triggered_at=datetime(2026, 11, 26, 7, tzinfo=UTC))
+    row = store.save(inspection(), b"the image", ".png", asked, ())
+    found = store.find(row.id)
+    assert store.image(found).read_bytes() == b"the image"
+    assert found.triggered_at == asked.triggered_at
+    assert found.captured_at == asked.captured_at
+    assert found.done_at.tzinfo is not None
+    again = store.inspection(found)
+    assert (again.verdict, again.score, len(again.defects)) == ("fail", 1.5, 1)
+    np.testing.assert_allclose(again.anomaly_map, inspection().anomaly_map, atol=1e-3)
+    assert record(found)["regions"] == [{"box": [4, 3, 12, 9], "area_px": 48, "area_mm2": 1.2, "score": 1.5}]
+    with pytest.raises(NotFound):
+        store.find("0" * 28)
+    assert store.review(row.id, {"decision": "confirm"}).review == {"decision": "confirm"}
+
+
+def test_pages_filters_and_what_came_after(store: Store) -> None:
+    rows = [
+        store.save(
+            inspection("pass" if number % 2 else "fail"),
+            b"x",
+            ".png",
+            arrival(part=f"p{number % 3}", recipe="a" if number < 3 else "b"),
+            (),
+        )
+        for number in range(6)
+    ]
+    ids = [row.id for row in rows]
+    assert ids == sorted(ids)
+    assert [row.id for row in store.page(Filter(), 4)] == ids[::-1][:4]
+    assert [row.id for row in store.page(Filter(before=ids[3]), 4)] == ids[2::-1]
+    assert [row.id for row in store.page(Filter(verdict="pass"), 9)] == [ids[5], ids[3], ids[1]]
+    assert [row.id for row in store.page(Filter(recipe="b", part="p0"), 9)] == [ids[3]]
+    assert [row.id for row in store.after(ids[3], 9)] == ids[4:]
+    assert store.newest_id() == ids[-1]
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    assert store.page(Filter(since=tomorrow), 9) == []
+    assert len(store.page(Filter(until=tomorrow), 9)) == 6
+    store.review(ids[2], {"decision": "overrule"})
+    assert [row.id for row in store.page(Filter(reviewed=True), 9)] == [ids[2]]
+    assert len(store.page(Filter(reviewed=False), 9)) == 5
+
+
+def test_a_key_has_one_answer(store: Store) -> None:
+    kept = store.save(inspection(), b"x", ".png", arrival(idempotency_key="k"), ())
+    found = store.answered("part", "k")
+    assert found is not None
+    assert found.id == kept.id
+    assert store.answered("other", "k") is None
+    with pytest.raises(Conflict):
+        store.save(inspection(), b"y", ".png", arrival(idempotency_key="k"), ())
+    assert len(list(store.folder.glob("2*/*/*/*.png"))) == 1
+    store.save(inspection(), b"y", ".png", arrival(idempotency_key="k", recipe="other"), ())
+
+
+def test_the_migrations_make_the_tables(store: Store) -> None:
+    with store.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_the_oldest_go_first_and_nothing_that_is_to_be_delivered(store: Store) -> None:
+    rows = [store.save(inspection(), b"x" * 100, ".png", arrival(), ["mqtt"] if n == 0 else ()) for n in range(6)]
+    assert store.prune(None, None) == 0
+    assert store.prune(None, 400) == 2
+    assert [row.id for row in store.page(Filter(), 9)] == [rows[n].id for n in (5, 4, 3, 0)]
+    assert len(list(store.folder.glob("2*/*/*/*"))) == 8
+    old = datetime.now(UTC) - timedelta(days=9)
+    with Session(store.engine) as session, session.begin():
+        session.execute(update(InspectionRow).values(done_at=old))
+    assert store.prune(8, None) == 3
+    assert [row.id for row in store.page(Filter(), 9)] == [rows[0].id]
+
+
+def test_deliveries_wait_in_order_until_they_are_taken(store: Store) -> None:
+    rows = [store.save(inspection(), b"x", ".png", arrival(serial=str(n)), ["a", "b"]) for n in range(3)]
+    assert [due.record["id"] for due in store.due("a", 9)] == [row.id for row in rows]
+    assert store.waiting() == {"a": 3, "b": 3}
+    first = store.due("a", 9)[0]
+    store.postpone(first, 60, "away")
+    assert store.due("a", 9) == []
+    assert len(store.due("b", 2)) == 2
+    store.delivered(first.id)
+    assert [due.record["id"] for due in store.due("a", 9)] == [row.id for row in rows[1:]]
+
+
+def test_a_full_disk_keeps_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(part: Path, data: bytes) -> None:
+        part.write_bytes(data[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "_write", full)
+    with pytest.raises(OutputError, match="No space left"):
+        store.save(inspection(), b"the image", ".png", arrival(), ["a"])
+    assert store.page(Filter(), 9) == []
+    assert list(store.folder.glob("2*/*/*/*")) == []
+    assert store.waiting() == {}
+
+
+def test_a_store_that_does_not_answer(tmp_path: Path) -> None:
+    with pytest.raises(ServiceError, match="the store does not answer"):
+        Store(tmp_path, "postgresql+psycopg://me@127.0.0.1:1/postgres")
+    newer = Store(tmp_path)
+    with newer.engine.begin() as connection:
+        connection.exec_driver_sql("update alembic_version set version_num = '9999'")
+    newer.close()
+    with pytest.raises(ServiceError, match="of a newer sam-inspect"):
+        Store(tmp_path)
+
+
+# Outputs
+
+
+class Flaky:
+    """An output that is away for a while."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures, self.heard = failures, list[str]()
+
+    def send(self, record: Any) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise ServiceError("away", "")
+        self.heard.append(record["id"])
+
+
+def test_an_output_that_was_away_is_told_all_in_order(tmp_path: Path) -> None:
+    store, flaky, other = Store(tmp_path), Flaky(2), Flaky(0)
+    outbox = Outbox(store, {"flaky": flaky, "other": other})  # type: ignore[dict-item]
+    outbox.start()
+    ids = [store.save(inspection(), b"x", ".png", arrival(), outbox.names).id for _ in range(4)]
+    outbox.wake()
+    until = time.monotonic() + 20
+    while store.waiting() and time.monotonic() < until:
+        time.sleep(0.05)
+    outbox.close()
+    assert flaky.heard == ids
+    assert other.heard == ids
+    store.close()
+
+
+def test_lines_are_whole_and_not_doubled(tmp_path: Path) -> None:
+    output = JsonLines.from_config({"file": str(tmp_path / "deep" / "results.jsonl")})
+    output.send({"id": "1", "part": "ä"})
+    output.send({"id": "1", "part": "ä"})
+    with output.path.open("ab") as file:
+        file.write(b'{"id": "2", "pa')
+    output.send({"id": "2", "part": None})
+    assert [json.loads(line)["id"] for line in output.path.read_text().splitlines()] == ["1", "2"]
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Begins a real mosquitto, which keeps nothing; again on the same port."""
+    tool = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
+    if tool is None:
+        pytest.skip("no mosquitto on this machine (Debian's package mosquitto)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "broker.conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def begin() -> subprocess.Popen[bytes]:
+        words = [tool, "-c", str(tmp_path / "broker.conf")]
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        begun.append(process)
+        until = time.monotonic() + 10
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return process
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    begin.port = port  # type: ignore[attr-defined]
+    yield begin
+    for process in begun:
+        process.kill()
+        process.wait()
+
+
+def test_mqtt_survives_its_broker(broker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from paho.mqtt.client import Client
+    from paho.mqtt.enums import CallbackAPIVersion
+
+    monkeypatch.setattr(outputs_module, "LONGEST_PAUSE_S", 0.3)
+    heard: list[tuple[str, dict[str, Any]]] = []
+
+    def listener() -> Client:
+        client = Client(CallbackAPIVersion.VERSION2, "listener")
+        client.on_message = lambda _c, _u, message: heard.append((message.topic, json.loads(message.payload)))
+        client.connect("127.0.0.1", broker.port)
+        client.subscribe("#", qos=1)
+        client.loop_start()
+        time.sleep(0.3)
+        return client
+
+    process = broker()
+    first = listener()
+    store = Store(tmp_path / "station")
+    args = {"host": "127.0.0.1", "port": broker.port, "topic": "line/{camera}/{verdict}"}
+    outbox = Outbox(store, {"mqtt": Mqtt.from_config(args)})
+    outbox.start()
+
+    def answered(count: int) -> list[str]:
+        ids = [store.save(inspection(), b"x", ".png", arrival(camera="a/b#"), ["mqtt"]).id for _ in range(count)]
+        outbox.wake()
+        return ids
+
+    ids = answered(3)
+    until = time.monotonic() + 20
+    while len(heard) < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    first.loop_stop()
+    process.kill()
+    process.wait()
+    ids += answered(3)
+    time.sleep(1)
+    assert len(heard) == 3
+    broker()
+    second = listener()
+    until = time.monotonic() + 30
+    while len(heard) < 6 and time.monotonic() < until:
+        time.sleep(0.05)
+    outbox.close()
+    second.loop_stop()
+    assert [body["id"] for _, body in heard] == ids
+    assert {topic for topic, _ in heard} == {"line/a_b_/fail"}
+    store.close()
+
+
+def test_a_file_of_outputs(tmp_path: Path) -> None:
+    file = tmp_path / "outputs.yaml"
+    file.write_text(
+        "outputs:\n  - {name: jsonl, args: {file: a.jsonl}}\n"
+        "  - {name: webhook, as: erp, args: {url: 'https://erp.example/x'}}\n"
+    )
+    assert list(read_outputs(file)) == ["jsonl", "erp"]
+    for text, problem in (
+        ("outputs: [{name: jsonl, args: {file: a, fil: x}}]", "did you mean 'file'"),
+        ("outputs: [{name: webhook, args: {url: 'ftp://x'}}]", "url"),
+        ("outputs: [{name: jsonl, args: {file: a}}, {name: jsonl, args: {file: b}}]", "two outputs are called jsonl"),
+        ("output: []", "did you mean 'outputs'"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=problem):
+            read_outputs(file)
+
+
+# What comes from outside
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 12), st.integers(1, 12), st.data())
+def test_a_mask_from_outside_is_what_pycocotools_reads(height: int, width: int, data: st.DataObject) -> None:
+    bits = data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
+    mask = np.array(bits, np.uint8).reshape(height, width)
+    coded = rle.encode(np.asfortranarray(mask))
+    found = Rle(size=(height, width), counts=coded["counts"].decode()).mask((height, width))
+    drawn = np.zeros((height, width), bool)
+    if found is not None:
+        x0, y0, x1, y1 = found.box_xyxy
+        drawn[y0:y1, x0:x1] = found.pixels
+    np.testing.assert_array_equal(drawn, mask.astype(bool))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text(max_size=40))
+def test_counts_that_are_none_are_refused(text: str) -> None:
+    try:
+        found = Rle(size=(7, 9), counts=text).mask((7, 9))
+    except ValueError:
+        return
+    assert found is None or found.area_px <= 63
+
+
+def test_fields_that_cannot_be_kept() -> None:
+    for wrong in (
+        {"part": "a\n"},
+        {"part": ""},
+        {"serial": "x" * 201},
+        {"camera": "\ud800"},
+        {"triggered_at": "2026-11-26T07:00:00"},
+        {"boxes": [[1, 2, 3]]},
+        {"boxes": [[0, 0, float("nan"), 4]]},
+        {"boxes": [[0, 0, 1, 1]] * 201},
+        {"colour": "red"},
+    ):
+        with pytest.raises(ValidationError):
+            Fields.model_validate(wrong)
+    with pytest.raises(ValidationError):
+        ClickMessage.model_validate({"inspection": "0" * 28, "off": [[1, 2]]})
+
+
+def test_keys_are_hashes_and_a_removed_one_is_refused_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "keys.json"
+    ring = KeyRing(file)
+    assert ring.owner("x") is None
+    secrets = [add_key(file, name) for name in ("a", "b")]
+    assert [ring.owner(secret) for secret in secrets] == ["a", "b"]
+    assert ring.owner("\ud800") is None
+    remove_key(file, "a")
+    assert [ring.owner(secret) for secret in secrets] == [None, "b"]
+    with pytest.raises(UsageError, match="has no key"):
+        remove_key(file, "a")
+    file.write_text("[]")
+    with pytest.raises(UsageError, match="holds no keys"):
+        read_keys(file)
+
+
+def test_which_addresses_nobody_else_reaches() -> None:
+    assert all(map(is_loopback, ("127.0.0.1", "localhost", "::1", "127.8.0.1")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.7", "example.org", "")))
+
+
+# Clicks, labels, figures
+
+
+class Counting:
+    """A segmenter that counts what it is asked, and answers with a disc around the last point."""
+
+    def __init__(self) -> None:
+        self.encoded = list[View]()
+        self.asked = list[Prompt]()
+
+    @classmethod
+    def from_config(cls, args: Any, *, device: str) -> Counting:
+        return cls()
+
+    def segment(self, image: Any, views: Any) -> list[Candidates]:
+        return []
+
+    def encode(self, image: Any, views: Any) -> Iterator[Any]:
+        for view in views:
+            self.encoded.append(view)
+            yield view
+
+    def decode(self, embedding: Any, prompts: Any) -> list[Candidates]:
+        self.asked += prompts
+        logits = np.full((4, 128, 128), -1, np.float32)
+        for place in range(4):
+            logits[place, : 20 + place] = 1
+        return [Candidates(embedding, prompts[0], logits, np.array([0.9, 0.1, 0.8, 0.3], np.float32))]
+
+
+def test_a_further_click_costs_no_encoding() -> None:
+    sam, clicker, image = Counting(), Clicker(), np.zeros((600, 800, 3), np.uint8)
+
+    def ask(clicks: Clicks, key: str = "one") -> Any:
+        return clicker.mask(sam, image, ("recipe", key), clicks, PromptConfig())
+
+    mask, iou = ask(Clicks(on=((300.0, 200.0),)))
+    assert iou == pytest.approx(0.8)  # the best of three for a single click
+    assert mask.box_xyxy[0] == sam.encoded[0].crop_xyxy[0]
+    _, iou = ask(Clicks(on=((300.0, 200.0), (310.0, 220.0)), off=((340.0, 240.0),)))
+    assert iou == pytest.approx(0.9)  # the single mask for several
+    assert len(sam.encoded) == 1
+    assert sam.asked[1].point_labels.tolist() == [1, 1, 0]
+    ask(Clicks(on=((790.0, 590.0),)))
+    ask(Clicks(on=((300.0, 200.0),)), key="two")
+    assert len(sam.encoded) == 3
+    ask(Clicks(box=(305.0, 205.0, 315.0, 210.0)))  # far smaller than the view that is kept, in which SAM sees it small
+    assert len(sam.encoded) == 3 + (210 > 3 * 96)
+    for view in sam.encoded:
+        x0, y0, x1, y1 = view.crop_xyxy
+        assert (0 <= x0 < x1 <= 800, 0 <= y0 < y1 <= 600) == (True, True)
+    with pytest.raises(ConfigError, match="takes no clicks"):
+        clicker.mask(object(), image, ("r", "k"), Clicks(on=((1.0, 1.0),)), PromptConfig())  # type: ignore[arg-type]
+
+
+def test_labels_are_what_people_said(tmp_path: Path) -> None:
+    store = Store(tmp_path / "station")
+    mask = rle.encode(np.asfortranarray(np.pad(np.ones((4, 4), np.uint8), ((0, 16), (0, 26)))))
+    drawn = {"mask": {"size": list(HW), "counts": mask["counts"].decode()}, "defect_type": "../../good"}
+
+    def said(verdict: str, review: dict[str, Any] | None) -> str:
+        row = store.save(inspection(verdict), b"x", ".png", arrival(), ())
+        if review is not None:
+            store.review(row.id, review)
+        return row.id
+
+    confirmed = said("fail", {"decision": "confirm"})
+    good = said("fail", {"decision": "overrule"})
+    fine = said("pass", {"decision": "confirm"})
+    missed = said("pass", {"decision": "overrule", "masks": [drawn]})
+    nowhere = said("pass", {"decision": "overrule"})
+    unsaid = said("fail", None)
+    emptied = said("fail", {"decision": "overrule", "masks": []})
+    assert write_labels(store, store.page(Filter(), 20), tmp_path / "labels.zip") == 5
+    names = zipfile.ZipFile(tmp_path / "labels.zip").namelist()
+    assert sorted(names) == sorted(
+        [
+            f"test/defect/{confirmed}.png",
+            f"ground_truth/defect/{confirmed}_mask.png",
+            f"test/good/{good}.png",
+            f"test/good/{fine}.png",
+            f"test/good/{emptied}.png",
+            f"test/good_/{missed}.png",
+            f"ground_truth/good_/{missed}_mask.png",
+        ]
+    )
+    assert not {nowhere, unsaid} & {Path(name).stem for name in names}
+    store.close()
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(0, 5), min_size=1, max_size=40), st.lists(st.floats(0, 5), min_size=1, max_size=40))
+def test_the_drift_is_kolmogorovs_and_smirnovs(a: list[float], b: list[float]) -> None:
+    assert distance(np.array(a), np.array(b)) == pytest.approx(ks_2samp(a, b).statistic)
