@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -520,8 +521,7 @@ class Counting:
     def decode(self, embedding: Any, prompts: Any) -> list[Candidates]:
         self.asked += prompts
         logits = np.full((4, 128, 128), -1, np.float32)
-        for place in range(4):
-            logits[place, : 20 + place] = 1
+        logits[:, 50:60, 50:60] = 1
         return [Candidates(embedding, prompts[0], logits, np.array([0.9, 0.1, 0.8, 0.3], np.float32))]
 
 
@@ -533,7 +533,9 @@ def test_a_further_click_costs_no_encoding() -> None:
 
     mask, iou = ask(Clicks(on=((300.0, 200.0),)))
     assert iou == pytest.approx(0.8)  # the best of three for a single click
-    assert mask.box_xyxy[0] == sam.encoded[0].crop_xyxy[0]
+    x0, y0, x1, y1 = mask.box_xyxy
+    assert sam.encoded[0].crop_xyxy[0] < x0 < x1 < sam.encoded[0].crop_xyxy[2]
+    assert y0 < y1
     _, iou = ask(Clicks(on=((300.0, 200.0), (310.0, 220.0)), off=((340.0, 240.0),)))
     assert iou == pytest.approx(0.9)  # the single mask for several
     assert len(sam.encoded) == 1
@@ -541,13 +543,34 @@ def test_a_further_click_costs_no_encoding() -> None:
     ask(Clicks(on=((790.0, 590.0),)))
     ask(Clicks(on=((300.0, 200.0),)), key="two")
     assert len(sam.encoded) == 3
-    ask(Clicks(box=(305.0, 205.0, 315.0, 210.0)))  # far smaller than the view that is kept, in which SAM sees it small
-    assert len(sam.encoded) == 3 + (210 > 3 * 96)
+    ask(Clicks(box=(100.0, 100.0, 700.0, 500.0)))  # larger than any view that is kept
+    assert len(sam.encoded) == 4
     for view in sam.encoded:
         x0, y0, x1, y1 = view.crop_xyxy
         assert (0 <= x0 < x1 <= 800, 0 <= y0 < y1 <= 600) == (True, True)
     with pytest.raises(ConfigError, match="takes no clicks"):
         clicker.mask(object(), image, ("r", "k"), Clicks(on=((1.0, 1.0),)), PromptConfig())  # type: ignore[arg-type]
+
+
+class Large(Counting):
+    """Sees a defect of 500 x 300 pixels from (100, 100)."""
+
+    def decode(self, embedding: Any, prompts: Any) -> list[Candidates]:
+        x0, y0, x1, y1 = embedding.crop_xyxy
+        full = np.full((600, 800), -1, np.float32)
+        full[100:400, 100:600] = 1
+        square = np.full((4, 128, 128), -1, np.float32)
+        height, width = embedding.input_hw
+        square[:, : height // 4, : width // 4] = cv2.resize(full[y0:y1, x0:x1], (width // 4, height // 4))
+        return [Candidates(embedding, prompts[0], square, np.full(4, 0.9, np.float32))]
+
+
+def test_a_view_grows_until_it_holds_the_whole_defect() -> None:
+    sam, image = Large(), np.zeros((600, 800, 3), np.uint8)
+    mask, _ = Clicker().mask(sam, image, ("recipe", "one"), Clicks(on=((350.0, 250.0),)), PromptConfig())
+    assert mask is not None
+    np.testing.assert_allclose(mask.box_xyxy, (100, 100, 600, 400), atol=8)
+    assert len(sam.encoded) > 1
 
 
 def test_labels_are_what_people_said(tmp_path: Path) -> None:

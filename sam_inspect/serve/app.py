@@ -16,6 +16,7 @@ from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Header, Query,
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.staticfiles import StaticFiles
 from numpy.typing import NDArray
 from pydantic import AwareDatetime, Field
 from starlette.datastructures import UploadFile
@@ -47,6 +48,8 @@ FORM_BYTES = 1 << 20
 PAGE = 50
 MOST_LABELS = 100_000
 LONG_SIDE_PX = 1600
+PAGE_FOLDER = Path(__file__).parent / "page"
+POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 Id = Annotated[str, Field(pattern="^[0-9a-f]{28}$")]
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": what}
@@ -148,6 +151,7 @@ def create_app(service: Service, keys: KeyRing | None, only_here: bool) -> FastA
     guarded = [Depends(Authority(keys)), Depends(HTTPBearer(auto_error=False))]
     app.include_router(api, dependencies=guarded)
     app.include_router(probes)
+    app.mount("/page", StaticFiles(directory=PAGE_FOLDER))
     return app
 
 
@@ -315,6 +319,12 @@ async def metrics(service: On) -> Response:
     """For Prometheus."""
     waiting = await asyncio.to_thread(service.store.waiting)
     return Response(service.figures.page(service.queue.depth, waiting), media_type="text/plain; version=0.0.4")
+
+
+@probes.get("/", include_in_schema=False)
+async def page() -> FileResponse:
+    """For the person at the station."""
+    return FileResponse(PAGE_FOLDER / "index.html", headers={"Content-Security-Policy": POLICY})
 
 
 @probes.get("/healthz")

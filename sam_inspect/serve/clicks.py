@@ -1,4 +1,7 @@
-"""Masks as somebody clicks: a view around the clicks is encoded once, each further click costs one decode."""
+"""Masks as somebody clicks: a view around the clicks is encoded once, each further click costs one decode.
+
+Where a mask reaches the border of its view, the view grows until it holds the whole of it.
+"""
 
 from __future__ import annotations
 
@@ -61,13 +64,17 @@ class Clicker:
         """
         if not isinstance(segmenter, Interactive):
             raise ConfigError("this recipe's segmenter takes no clicks", "use one with `encode` and `decode`")
-        embedding = self._embedding(segmenter, image, key, clicks, config)
-        (answer,) = segmenter.decode(embedding, [_prompt(clicks)])
-        place = _best(answer, clicks)
-        grid_hw = work_hw(answer.view.crop_hw)
-        shape = on_crop(answer.view, answer.low_res_logits[place], grid_hw) > 0
-        mask = from_full(shape)
-        return (on_image(mask, answer.view.crop_xyxy, grid_hw) if mask else None), float(answer.predicted_iou[place])
+        wanted = _view(clicks, image.shape[:2], config)
+        while True:
+            embedding = self._embedding(segmenter, image, key, clicks, wanted, config.input_px)
+            (answer,) = segmenter.decode(embedding, [_prompt(clicks)])
+            place, crop = _best(answer, clicks), answer.view.crop_xyxy
+            grid_hw = work_hw(answer.view.crop_hw)
+            shape = from_full(on_crop(answer.view, answer.low_res_logits[place], grid_hw) > 0)
+            mask = on_image(shape, crop, grid_hw) if shape else None
+            if mask is None or not _is_cut(mask.box_xyxy, crop, image.shape[:2]):
+                return mask, float(answer.predicted_iou[place])
+            wanted = _wider(crop, image.shape[:2])
 
     def _embedding(
         self,
@@ -75,16 +82,16 @@ class Clicker:
         image: NDArray[np.uint8],
         key: tuple[str, str],
         clicks: Clicks,
-        config: PromptConfig,
+        wanted: Box,
+        input_px: int,
     ) -> Any:
-        """A kept view that shows all the clicks and not much more, else a new one."""
-        wanted = _view(clicks, image.shape[:2], config)
+        """A kept view that shows at least what is wanted of it and not much more, else a new one."""
         with self._lock:
             for (*of, crop), kept in reversed(self._views.items()):
                 if tuple(of) == key and _shows(crop, wanted, clicks):
                     self._views.move_to_end((key[0], key[1], crop))
                     return kept
-        (embedding,) = segmenter.encode(image, [View(wanted, config.input_px, ())])
+        (embedding,) = segmenter.encode(image, [View(wanted, input_px, ())])
         with self._lock:
             self._views[(key[0], key[1], wanted)] = embedding
             while len(self._views) > MOST_EMBEDDINGS:
@@ -99,26 +106,42 @@ def _points(clicks: Clicks) -> NDArray[np.float32]:
 
 def _view(clicks: Clicks, original_hw: Sequence[int], config: PromptConfig) -> Box:
     """A square around them with as much context as a region gets; around a single point a share of the image."""
-    points, (height, width) = _points(clicks), original_hw
+    points = _points(clicks)
     span = float((points.max(0) - points.min(0)).max())
-    least = (
-        config.least_view_px
-        if clicks.box is not None
-        else max(config.least_view_px, SHARE_OF_IMAGE * min(height, width))
+    around_a_point = SHARE_OF_IMAGE * min(original_hw) if clicks.box is None else 0.0
+    x, y = (points.max(0) + points.min(0)) / 2
+    return _square(float(x), float(y), max(config.context * span, config.least_view_px, around_a_point), original_hw)
+
+
+def _is_cut(box: Box, crop: Box, original_hw: Sequence[int]) -> bool:
+    """Whether a mask reaches the border of its view where the image goes on: SAM sees only a part of it."""
+    height, width = original_hw
+    before = any(side <= edge and edge > 0 for side, edge in zip(box[:2], crop[:2], strict=True))
+    return before or any(
+        side >= edge and edge < end for side, edge, end in zip(box[2:], crop[2:], (width, height), strict=True)
     )
-    side = max(config.context * span, least)
+
+
+def _wider(crop: Box, original_hw: Sequence[int]) -> Box:
+    """The view with twice the side."""
+    x0, y0, x1, y1 = crop
+    return _square((x0 + x1) / 2, (y0 + y1) / 2, 2 * max(x1 - x0, y1 - y0), original_hw)
+
+
+def _square(x: float, y: float, side: float, original_hw: Sequence[int]) -> Box:
+    """A square about a point, moved into the image and cut where it is larger."""
+    height, width = original_hw
     w, h = min(round(side), width), min(round(side), height)
-    middle = (points.max(0) + points.min(0)) / 2
-    x0 = min(max(0, round(float(middle[0]) - w / 2)), width - w)
-    y0 = min(max(0, round(float(middle[1]) - h / 2)), height - h)
-    return x0, y0, x0 + w, y0 + h
+    left, top = min(max(0, round(x - w / 2)), width - w), min(max(0, round(y - h / 2)), height - h)
+    return left, top, left + w, top + h
 
 
 def _shows(crop: Box, wanted: Box, clicks: Clicks) -> bool:
-    """Whether that view shows all of them, and none so wide that SAM sees them small."""
-    points = _points(clicks)
+    """Whether that view is as large as is wanted, shows all clicks, and is not so wide that SAM sees them small."""
+    points, side = _points(clicks), max(crop[2] - crop[0], crop[3] - crop[1])
     inside = bool((points >= np.array(crop[:2])).all() and (points <= np.array(crop[2:])).all())
-    return inside and crop[2] - crop[0] <= WIDEST * (wanted[2] - wanted[0])
+    least = max(wanted[2] - wanted[0], wanted[3] - wanted[1])
+    return inside and least <= side <= WIDEST * least
 
 
 def _prompt(clicks: Clicks) -> Prompt:
