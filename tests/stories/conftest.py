@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from filelock import FileLock
 
 Rows = dict[str, dict[str, Any]]
@@ -120,3 +125,61 @@ def good(plant: Plant, tmp_path: Path) -> Path:
     for part in parts:
         shutil.copy(part, folder / f"{part.parent.name}_{part.name}")
     return folder
+
+
+@dataclass
+class Service:
+    """A running `sam-inspect serve`."""
+
+    process: subprocess.Popen[str]
+    url: str
+    said: list[str]
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return requests.get(self.url + path, timeout=60, **options)
+
+    def send(self, image: Path, recipe: str = "export", **options: Any) -> requests.Response:
+        return requests.post(f"{self.url}/v1/recipes/{recipe}/inspect", image.read_bytes(), timeout=120, **options)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@contextmanager
+def running(*words: str | Path, ready: bool = True) -> Iterator[Service]:
+    """A service on a free port, ready; killed at the end where it still runs."""
+    process = start("serve", "--port", "0", *words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    said: list[str] = []
+    assert process.stderr is not None
+    for line in process.stderr:
+        said.append(line)
+        if found := re.search(r"serving on (http://\S+)", line):
+            break
+    else:
+        raise AssertionError("".join(said))
+    threading.Thread(target=lambda: said.extend(process.stderr or ()), daemon=True).start()
+    service = Service(process, found[1], said)
+    try:
+        until = time.monotonic() + 60
+        while ready and service.get("/readyz").status_code != 200:
+            assert time.monotonic() < until, "".join(said)
+            time.sleep(0.1)
+        yield service
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="session")
+def serving() -> Callable[..., Any]:
+    return running
+
+
+@pytest.fixture(scope="session")
+def export(plant: Any, tmp_path_factory: pytest.TempPathFactory, sam_inspect: Callable[..., Any]) -> Path:
+    out = tmp_path_factory.mktemp("service") / "export"
+    answer = sam_inspect("export", plant.recipe, "--out", out)
+    assert answer.status == 0, answer.err
+    return Path(out)

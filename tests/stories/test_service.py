@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import signal
 import sqlite3
 import subprocess
@@ -14,8 +13,6 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -29,65 +26,15 @@ from pycocotools import mask as rle
 from sam_inspect.datasets import test_samples as read_samples
 from sam_inspect.serve.outputs import signature
 
-Launch = Callable[..., subprocess.Popen[str]]
-
-
-@dataclass
-class Service:
-    """A running `sam-inspect serve`."""
-
-    process: subprocess.Popen[str]
-    url: str
-    said: list[str]
-
-    def get(self, path: str, **options: Any) -> requests.Response:
-        return requests.get(self.url + path, timeout=60, **options)
-
-    def send(self, image: Path, recipe: str = "export", **options: Any) -> requests.Response:
-        return requests.post(f"{self.url}/v1/recipes/{recipe}/inspect", image.read_bytes(), timeout=120, **options)
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
-
-
-@contextmanager
-def running(launch: Launch, *words: str | Path, ready: bool = True) -> Iterator[Service]:
-    process = launch("serve", "--port", "0", *words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    said: list[str] = []
-    assert process.stderr is not None
-    for line in process.stderr:
-        said.append(line)
-        if found := re.search(r"serving on (http://\S+)", line):
-            break
-    else:
-        raise AssertionError("".join(said))
-    threading.Thread(target=lambda: said.extend(process.stderr or ()), daemon=True).start()
-    service = Service(process, found[1], said)
-    try:
-        until = time.monotonic() + 60
-        while ready and service.get("/readyz").status_code != 200:
-            assert time.monotonic() < until, "".join(said)
-            time.sleep(0.1)
-        yield service
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-
 
 @pytest.fixture(scope="module")
-def export(plant: Any, tmp_path_factory: pytest.TempPathFactory, sam_inspect: Callable[..., Any]) -> Path:
-    out = tmp_path_factory.mktemp("service") / "export"
-    answer = sam_inspect("export", plant.recipe, "--out", out)
-    assert answer.status == 0, answer.err
-    return Path(out)
-
-
-@pytest.fixture(scope="module")
-def service(export: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running(launch, "--recipe", export, "--data", tmp_path_factory.mktemp("station")) as found:
+def service(export: Path, serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with serving("--recipe", export, "--data", tmp_path_factory.mktemp("station")) as found:
         yield found
+
+
+Service = Any
+Serving = Callable[..., Any]
 
 
 def defective(good: Path) -> Path:
@@ -288,9 +235,9 @@ def test_figures_for_prometheus(service: Service, good: Path) -> None:
 
 
 def test_a_full_queue_says_so_at_once_and_late_work_is_not_done(
-    export: Path, launch: Launch, good: Path, tmp_path: Path
+    export: Path, serving: Serving, good: Path, tmp_path: Path
 ) -> None:
-    with running(launch, "--recipe", export, "--data", tmp_path, "--queue", "2") as service:
+    with serving("--recipe", export, "--data", tmp_path, "--queue", "2") as service:
         image = defective(good)
         with ThreadPoolExecutor(24) as pool:
             start = time.monotonic()
@@ -309,8 +256,8 @@ def test_a_full_queue_says_so_at_once_and_late_work_is_not_done(
         assert 504 in {answer.status_code for answer in late}
 
 
-def test_told_to_stop_it_finishes_what_it_accepted(export: Path, launch: Launch, good: Path, tmp_path: Path) -> None:
-    with running(launch, "--recipe", export, "--data", tmp_path) as service:
+def test_told_to_stop_it_finishes_what_it_accepted(export: Path, serving: Serving, good: Path, tmp_path: Path) -> None:
+    with serving("--recipe", export, "--data", tmp_path) as service:
         image = defective(good)
         with ThreadPoolExecutor(6) as pool:
             answers = [pool.submit(service.send, image) for _ in range(6)]
@@ -333,10 +280,10 @@ def test_told_to_stop_it_finishes_what_it_accepted(export: Path, launch: Launch,
 
 
 def test_after_kill_9_every_answer_is_in_the_store_with_its_image(
-    export: Path, launch: Launch, good: Path, tmp_path: Path
+    export: Path, serving: Serving, good: Path, tmp_path: Path
 ) -> None:
     answered: list[str] = []
-    with running(launch, "--recipe", export, "--data", tmp_path) as service:
+    with serving("--recipe", export, "--data", tmp_path) as service:
         images = sorted(good.iterdir())
 
         def shoot(number: int) -> None:
@@ -356,7 +303,7 @@ def test_after_kill_9_every_answer_is_in_the_store_with_its_image(
                 shot.result()
     assert 4 <= len(answered) < 40
     (tmp_path / time.strftime("%Y/%m/%d", time.gmtime()) / ".part-x.png").write_bytes(b"half")
-    with running(launch, "--recipe", export, "--data", tmp_path) as service:
+    with serving("--recipe", export, "--data", tmp_path) as service:
         for row_id in answered:
             assert service.get(f"/v1/inspections/{row_id}").status_code == 200
             assert Image.open(io.BytesIO(service.get(f"/v1/inspections/{row_id}/image").content)).size
@@ -367,8 +314,10 @@ def test_after_kill_9_every_answer_is_in_the_store_with_its_image(
         assert again.headers["x-inspection-id"] in answered
 
 
-def test_a_locked_store_is_a_503_and_nothing_is_lost(export: Path, launch: Launch, good: Path, tmp_path: Path) -> None:
-    with running(launch, "--recipe", export, "--data", tmp_path) as service:
+def test_a_locked_store_is_a_503_and_nothing_is_lost(
+    export: Path, serving: Serving, good: Path, tmp_path: Path
+) -> None:
+    with serving("--recipe", export, "--data", tmp_path) as service:
         lock = sqlite3.connect(tmp_path / "inspections.db", isolation_level=None)
         lock.execute("begin immediate")
         refused = service.send(passing(good), headers={"Idempotency-Key": "one"})
@@ -391,7 +340,7 @@ class _Receiver(BaseHTTPRequestHandler):
         return
 
 
-def test_results_reach_a_webhook_that_was_away(export: Path, launch: Launch, good: Path, tmp_path: Path) -> None:
+def test_results_reach_a_webhook_that_was_away(export: Path, serving: Serving, good: Path, tmp_path: Path) -> None:
     receiver = HTTPServer(("127.0.0.1", 0), _Receiver)
     receiver.heard = []  # type: ignore[attr-defined]
     port = receiver.server_port
@@ -402,7 +351,7 @@ def test_results_reach_a_webhook_that_was_away(export: Path, launch: Launch, goo
         f"  - name: jsonl\n    args: {{file: '{lines}'}}\n"
     )
     words = ("--recipe", export, "--data", tmp_path / "station", "--outputs", tmp_path / "outputs.yaml")
-    with running(launch, *words) as service:
+    with serving(*words) as service:
         ids = [
             service.send(image, params={"serial": image.stem}).headers["x-inspection-id"] for image in good.iterdir()
         ]
@@ -411,7 +360,7 @@ def test_results_reach_a_webhook_that_was_away(export: Path, launch: Launch, goo
     receiver = HTTPServer(("127.0.0.1", port), _Receiver)
     receiver.heard = heard = []  # type: ignore[attr-defined]
     threading.Thread(target=receiver.serve_forever, daemon=True).start()
-    with running(launch, *words) as service:
+    with serving(*words) as service:
         until = time.monotonic() + 30
         while len(heard) < len(ids) and time.monotonic() < until:
             time.sleep(0.1)
@@ -429,7 +378,7 @@ def test_results_reach_a_webhook_that_was_away(export: Path, launch: Launch, goo
     assert [json.loads(line)["id"] for line in lines.read_text().splitlines()] == ids
 
 
-def test_others_need_a_key(export: Path, launch: Launch, tmp_path: Path, sam_inspect: Callable[..., Any]) -> None:
+def test_others_need_a_key(export: Path, serving: Serving, tmp_path: Path, sam_inspect: Callable[..., Any]) -> None:
     words = ("--recipe", export, "--data", tmp_path)
     open_door = sam_inspect("serve", *words, "--host", "0.0.0.0", "--port", "0")
     assert open_door.status == 2
@@ -439,7 +388,7 @@ def test_others_need_a_key(export: Path, launch: Launch, tmp_path: Path, sam_ins
     assert secret not in ring.read_text()
     assert ring.stat().st_mode & 0o77 == 0
     assert "has a key" in sam_inspect("keys", "add", "line 3", "--keys", ring).error()
-    with running(launch, *words, "--host", "0.0.0.0", ready=False) as service:
+    with serving(*words, "--host", "0.0.0.0", ready=False) as service:
         service.url = service.url.replace("0.0.0.0", "127.0.0.1")
         refused = service.get("/v1/recipes")
         assert problem(refused, 401).startswith("no key")
@@ -455,13 +404,13 @@ def test_others_need_a_key(export: Path, launch: Launch, tmp_path: Path, sam_ins
 
 
 def test_a_recipe_is_swapped_and_rolled_back_without_dropping_a_request(
-    export: Path, launch: Launch, good: Path, tmp_path: Path
+    export: Path, serving: Serving, good: Path, tmp_path: Path
 ) -> None:
     import shutil
 
     recipes = tmp_path / "recipes"
     shutil.copytree(export, recipes / "part")
-    with running(launch, "--recipe", recipes, "--data", tmp_path / "station") as service:
+    with serving("--recipe", recipes, "--data", tmp_path / "station") as service:
         before = service.get("/v1/recipes").json()[0]
         statuses: list[int] = []
         stop = threading.Event()

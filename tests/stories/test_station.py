@@ -19,14 +19,6 @@ MOST_MB = 600
 
 
 @pytest.fixture(scope="module")
-def export(plant: Any, tmp_path_factory: pytest.TempPathFactory, sam_inspect: Callable[..., Any]) -> Path:
-    out = tmp_path_factory.mktemp("export")
-    answer = sam_inspect("export", plant.recipe, "--out", out)
-    assert answer.status == 0, answer.err
-    return Path(out)
-
-
-@pytest.fixture(scope="module")
 def station(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with `sam-inspect[station]`, from the package index that pip knows."""
     folder = tmp_path_factory.mktemp("station") / "env"

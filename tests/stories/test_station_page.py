@@ -1,0 +1,152 @@
+"""The page of a station in a real browser: a picture in, its verdict, its mask corrected by clicks, its label out."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+
+from sam_inspect.datasets import test_samples as read_samples
+
+# Without these Chromium asks for its maker's hosts at every start, and waits where it cannot reach them.
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no chromium on this machine: the station's page is not looked at")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=program, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def service(export: Path, serving: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with serving("--recipe", export, "--data", tmp_path_factory.mktemp("station")) as found:
+        yield found
+
+
+@pytest.fixture
+def page(browser: Any, service: Any) -> Iterator[Any]:
+    opened = browser.new_page(viewport={"width": 1280, "height": 800})
+    problems: list[str] = []
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    opened.goto(service.url)
+    opened.wait_for_selector("#link.on")
+    yield opened
+    assert problems == []
+    opened.close()
+
+
+def parts(good: Path, fine: bool) -> list[Path]:
+    return [path for path in sorted(good.iterdir()) if path.name.startswith("good") == fine]
+
+
+def on_image(page: Any, x: float, y: float, size: tuple[int, int]) -> tuple[float, float]:
+    """Where a pixel of the image lies on the screen."""
+    box = page.locator("#canvas").bounding_box()
+    scale = min(box["width"] / size[0], box["height"] / size[1])
+    left, top = (box["width"] - size[0] * scale) / 2, (box["height"] - size[1] * scale) / 2
+    return box["x"] + left + x * scale, box["y"] + top + y * scale
+
+
+def test_a_picture_is_uploaded_judged_corrected_and_becomes_a_label(
+    page: Any, service: Any, plant: Any, good: Path, tmp_path: Path
+) -> None:
+    image = parts(good, fine=False)[0]
+    page.set_input_files("#upload", str(image))
+    page.wait_for_selector("#verdict.fail")
+    assert page.inner_text("#verdict") == "FAIL"
+    assert page.locator("#defects tr").count() >= 1
+    listed = page.locator("#list li.fail[aria-current=true]")
+    assert listed.count() == 1
+    stored = service.get(f"/v1/inspections/{listed.get_attribute('data-id')}").json()
+
+    x0, y0, x1, y1 = stored["inspection"]["defects"][0]["box"]
+    size = Image.open(image).size
+    page.keyboard.press("e")
+    while page.locator("#defects tr").count():
+        page.locator("#defects tr button").first.click()
+    page.mouse.move(*on_image(page, x0 - 4, y0 - 4, size))
+    page.mouse.down()
+    page.mouse.move(*on_image(page, (x0 + x1) / 2, (y0 + y1) / 2, size))
+    page.mouse.move(*on_image(page, x1 + 4, y1 + 4, size))
+    page.mouse.up()
+    page.wait_for_selector("#keep:not([disabled])")
+    page.mouse.click(*on_image(page, max(2, x0 - 30), max(2, y0 - 30), size), button="right")
+    page.wait_for_timeout(500)
+    page.fill("#type", "dent")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("Enter")
+    assert page.inner_text("#defects tr td:nth-child(2)") == "dent"
+    page.keyboard.press("s")
+    page.wait_for_selector("#review:has-text('masks by hand')")
+
+    with page.expect_download() as download:
+        page.click("#labels")
+    zipfile.ZipFile(download.value.path()).extractall(tmp_path / "labels")
+    (sample,) = read_samples(tmp_path / "labels")
+    assert sample.defect_type == "dent"
+    assert sample.mask_path is not None
+    drawn = np.array(Image.open(sample.mask_path)) > 0
+    kind, stem = image.name.rpartition("_")[0], image.stem.rpartition("_")[2]
+    truth = np.array(Image.open(plant.product / "ground_truth" / kind / f"{stem}_mask.png")) > 0
+    assert (drawn & truth).sum() > 0.4 * (drawn | truth).sum()
+
+
+def test_results_of_the_line_appear_by_themselves_and_are_reviewed_by_keys(page: Any, service: Any, good: Path) -> None:
+    for serial, image in enumerate(parts(good, fine=True)):
+        answer = service.send(image, params={"serial": f"L-{serial}"})
+        assert answer.status_code == 200
+    page.wait_for_selector("#list li:first-child b:text('L-1')")
+    page.wait_for_selector("#facts:has-text('L-1')")
+    assert page.inner_text("#verdict") == "PASS"
+    page.keyboard.press("c")
+    page.wait_for_selector("#review:has-text('Confirmed')")
+    page.keyboard.press("j")
+    page.wait_for_selector("#facts:has-text('L-0')")
+    page.keyboard.press("h")
+    page.wait_for_selector("#heat-button[aria-pressed=true]")
+    page.select_option("[name=reviewed]", "true")
+    page.wait_for_selector("#list b:text('L-0')", state="detached")
+    page.select_option("[name=reviewed]", "")
+    page.select_option("[name=verdict]", "pass")
+    page.wait_for_selector("#list li.fail", state="detached")
+
+
+def test_dark_and_narrow(page: Any, good: Path) -> None:
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.click("#theme")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+    page.set_viewport_size({"width": 820, "height": 1180})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 820
+    page.keyboard.press("?")
+    page.wait_for_selector("#help[open]")
+
+
+def test_a_page_that_needs_a_key_asks_for_it(
+    browser: Any, export: Path, serving: Callable[..., Any], tmp_path: Path, sam_inspect: Callable[..., Any]
+) -> None:
+    ring = tmp_path / "keys.json"
+    secret = sam_inspect("keys", "add", "page", "--keys", ring).out.strip()
+    with serving("--recipe", export, "--data", tmp_path, "--keys", ring) as service:
+        opened = browser.new_page()
+        opened.goto(service.url)
+        opened.wait_for_selector("#key-dialog[open]")
+        opened.fill("#key", secret)
+        opened.keyboard.press("Enter")
+        opened.wait_for_selector("#link.on")
+        assert requests.get(f"{service.url}/v1/recipes", timeout=10).status_code == 401
+        opened.close()
