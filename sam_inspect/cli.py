@@ -165,6 +165,7 @@ def inspect(
 
 
 app.command()(cli_serve.serve)
+app.command()(cli_serve.watch)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The commands around the service: `serve`, `keys`."""
+"""The commands around the service: `serve`, `watch`, `keys`."""
 
 from __future__ import annotations
 
@@ -62,6 +62,56 @@ def serve(
         keep_bytes = None if keep_gb is None else int(keep_gb * 1e9)
         limits = Limits(max_mb << 20, max_megapixels * 1_000_000, keep_days, keep_bytes)
         run(Wanted(recipe, data, host, port, queue, store, outputs, keys, device, runtime, precision, limits))
+
+
+def watch(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A drop folder, a stream such as rtsp://..., or a camera's number.")
+    ],
+    recipe: Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="Recipe or export.")],
+    to: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHERE",
+            show_default=False,
+            help="results.jsonl, https://... or mqtt[s]://[user:password@]host/topic; may be repeated.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the images and, without --store, of the database.")
+    ] = Path("station"),
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="URL", show_default="SQLite in --data", help="Database: postgresql+psycopg://..."),
+    ] = None,
+    outputs: Annotated[Path | None, typer.Option(metavar="FILE", help="Further outputs.")] = None,
+    every: Annotated[float, typer.Option(metavar="S", min=0, help="Seconds between two frames of a camera.")] = 1.0,
+    camera: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default=False, help="What records call the source.")
+    ] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the networks run.")] = "auto",
+    runtime: Annotated[
+        Literal["auto", "torch", "openvino", "onnx"], typer.Option(help="What runs the networks on a CPU.")
+    ] = "auto",
+    precision: Annotated[Literal["auto", "f32", "bf16"], typer.Option(help="Of the networks' products.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No messages but warnings and errors.")] = False,
+    json_logs: Annotated[
+        bool, typer.Option("--json-logs", help="Messages on stderr as one JSON object a line.")
+    ] = False,
+) -> None:
+    """Inspects new files of a folder, or a camera's frames, and tells the results to a file, a webhook or a broker.
+
+    Each is kept in the store with its image first, so that nothing is lost while the other side is away. Ends with
+    Ctrl-C or SIGTERM after the image in hand; begun again, it goes on with what it has not inspected.
+    """
+    with session(quiet, json_logs):
+        from sam_inspect.serve.run import Wanted
+        from sam_inspect.serve.run import watch as run
+
+        wanted = Wanted(
+            [recipe], data, store=store, outputs=outputs, device=device, runtime=runtime, precision=precision
+        )
+        print(run(source, wanted, to or [], every, camera))
 
 
 @keys_app.command("add")

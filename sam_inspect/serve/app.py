@@ -201,7 +201,7 @@ async def inspect(
 async def segment(recipe: Word, message: ClickMessage, service: On) -> MaskAnswer:
     """SAM's mask of what is pointed at in a stored image: the first click encodes a view, each further one decodes."""
     row = await asyncio.to_thread(service.store.find, message.inspection)
-    height, width = row.result["size"]
+    height, width = _size(row)
     points = [*message.on, *message.off]
     if any(not (0 <= x <= width and 0 <= y <= height) for x, y in points):
         raise UsageError("a point lies outside the image", f"give pixels of {width} x {height}")
@@ -220,7 +220,7 @@ async def segment(recipe: Word, message: ClickMessage, service: On) -> MaskAnswe
 async def inspections(
     service: On,
     recipe: Word | None = None,
-    verdict: Annotated[str | None, Query(pattern="^(pass|fail)$")] = None,
+    verdict: Annotated[str | None, Query(pattern="^(pass|fail|error)$")] = None,
     part: Word | None = None,
     serial: Word | None = None,
     camera: Word | None = None,
@@ -268,6 +268,7 @@ async def picture(
 async def review(inspection: Id, message: Review, service: On) -> Stored:
     """Confirms or overrules a verdict, with the masks as they really are and the type of each defect."""
     row = await asyncio.to_thread(service.store.find, inspection)
+    _size(row)
     try:
         return Stored.of(await service.review(row, message), whole=True)
     except ValueError as error:
@@ -372,6 +373,14 @@ def _boxes(text: Any) -> Any:
 def _recipe(loaded: Loaded) -> RecipeAnswer:
     threshold = loaded.inspector.threshold
     return RecipeAnswer(name=loaded.name, version=loaded.version, threshold=threshold, loaded_at=loaded.loaded_at)
+
+
+def _size(row: InspectionRow) -> tuple[int, int]:
+    """(H, W) of its image. Raises UsageError: it could not be read."""
+    if row.result["size"] is None:
+        raise UsageError(f"inspection {row.id}: its image could not be read", "there is nothing to outline in it")
+    height, width = row.result["size"]
+    return height, width
 
 
 def _bytes(service: Service, row: InspectionRow) -> bytes:

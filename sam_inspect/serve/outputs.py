@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
+from urllib.parse import urlsplit
 
 import requests
 from paho.mqtt.client import Client
@@ -80,6 +81,30 @@ def read_outputs(file: Path) -> dict[str, Output]:
             raise ConfigError(f"{file}: two outputs are called {name}", "give one of them another `as`")
         found[name] = kind.from_config(entry.args)
     return found
+
+
+def output_of(word: str) -> tuple[str, Output]:
+    """An output by one word of a command line, and what the store calls it.
+
+    `https://…` is a webhook, `mqtt://[user:password@]host[:port]/topic` (or `mqtts://`) a broker, else a file of JSON
+    lines.
+
+    Raises:
+        ConfigError: a part of it cannot be.
+    """
+    where = urlsplit(word)
+    if where.scheme in ("http", "https"):
+        return f"webhook {where.netloc}{where.path}"[:100], Webhook.from_config({"url": word})
+    if where.scheme not in ("mqtt", "mqtts"):
+        return f"jsonl {Path(word).absolute()}"[-100:], JsonLines.from_config({"file": word})
+    try:
+        port = where.port or (8883 if where.scheme == "mqtts" else 1883)
+    except ValueError as error:
+        raise ConfigError(f"--to {word}: {error}", "give mqtt://host:port/topic") from None
+    args = {"host": where.hostname or "", "port": port, "tls": where.scheme == "mqtts"}
+    args |= {"topic": where.path.lstrip("/")} if where.path.strip("/") else {}
+    args |= {"username": where.username, "password": where.password}
+    return f"mqtt {where.hostname}:{port}{where.path}"[:100], Mqtt.from_config(args)
 
 
 class WebhookArgs(Section):

@@ -1,12 +1,15 @@
-"""Puts a service together and runs it under uvicorn until it is told to stop; then it finishes what it accepted."""
+"""Puts a service together and runs it until it is told to stop; then it finishes what it accepted."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -17,10 +20,11 @@ from sam_inspect.pipeline import Inspector
 from sam_inspect.serve.app import create_app
 from sam_inspect.serve.guard import is_loopback
 from sam_inspect.serve.keys import KeyRing, read_keys
-from sam_inspect.serve.outputs import Outbox, read_outputs
+from sam_inspect.serve.outputs import Outbox, Output, output_of, read_outputs
 from sam_inspect.serve.service import Limits, Service
 from sam_inspect.serve.shelf import Shelf
 from sam_inspect.serve.store import Store
+from sam_inspect.serve.watch import camera_shots, folder_shots, inspect_shots
 from sam_inspect.serve.work import WorkQueue
 
 LOOK_S = 0.1
@@ -72,6 +76,40 @@ def serve(wanted: Wanted) -> None:
     _Server(config, service).run([bound])
 
 
+def watch(source: str, wanted: Wanted, to: Sequence[str], every_s: float, camera: str | None) -> int:
+    """Inspects what comes into a folder or from a camera until SIGTERM or Ctrl-C. How many images it kept.
+
+    Args:
+        source: a folder, a stream's address, or a camera's number.
+        wanted: one recipe, the store, outputs and networks.
+        to: further outputs, as `sam_inspect.serve.outputs.output_of` takes them.
+        every_s: seconds between two frames of a camera.
+        camera: what records call the source.
+
+    Raises:
+        UsageError, RecipeError, ConfigError, PluginError, OutputError, ServiceError: it cannot begin.
+    """
+    shelf = Shelf(wanted.recipes, partial(_open, wanted))
+    names = list(shelf.places())
+    if len(names) != 1:
+        raise UsageError(f"--recipe: there are {len(names)} recipes", "name the folder of one")
+    stop = threading.Event()
+    is_camera = "://" in source or source.isdecimal()
+    shots = camera_shots(source, every_s, stop) if is_camera else folder_shots(Path(source), stop)
+    store = Store(wanted.data, wanted.store)
+    outbox = Outbox(store, _outputs(wanted) | dict(output_of(word) for word in to))
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, lambda *_: stop.set())
+    loaded = shelf.load(names[0])
+    outbox.start()
+    log.info("watching %s", source)
+    try:
+        return inspect_shots(shots, loaded, store, outbox, camera, stop)
+    finally:
+        outbox.close()
+        store.close()
+
+
 class _Server(uvicorn.Server):
     """Told to stop, it takes nothing new and goes when the last image is answered; told twice, at once."""
 
@@ -108,13 +146,18 @@ class _Server(uvicorn.Server):
 
 
 def _service(wanted: Wanted) -> Service:
-    def open_recipe(folder: Path) -> Inspector:
-        return Inspector.from_recipe(folder, wanted.device, runtime=wanted.runtime, precision=wanted.precision)
-
-    shelf = Shelf(wanted.recipes, open_recipe)
-    outputs = read_outputs(wanted.outputs) if wanted.outputs else {}
+    shelf = Shelf(wanted.recipes, partial(_open, wanted))
+    outputs = _outputs(wanted)
     store = Store(wanted.data, wanted.store)
     return Service(shelf, WorkQueue(wanted.queue), store, Outbox(store, outputs), wanted.limits)
+
+
+def _open(wanted: Wanted, folder: Path) -> Inspector:
+    return Inspector.from_recipe(folder, wanted.device, runtime=wanted.runtime, precision=wanted.precision)
+
+
+def _outputs(wanted: Wanted) -> dict[str, Output]:
+    return read_outputs(wanted.outputs) if wanted.outputs else {}
 
 
 def _keys(wanted: Wanted) -> KeyRing | None:

@@ -88,7 +88,8 @@ function step(by) {
 async function show(id) {
   const row = await json(`v1/inspections/${id}`);
   const path = `v1/inspections/${id}/image`;
-  const image = await picture(path).catch(() => picture(`${path}?as_png=true`)); // TIFF, which browsers do not know
+  // Browsers know no TIFF; what nobody can read has no picture at all.
+  const image = await picture(path).catch(() => picture(`${path}?as_png=true`)).catch(() => null);
   state.heat?.close();
   state.image?.close();
   const given = row.review?.masks ?? row.inspection.defects.map((defect) => ({ ...defect, defect_type: "" }));
@@ -113,7 +114,7 @@ function drawFacts() {
   const ms = Object.values(row.inspection.timings_ms).reduce((sum, each) => sum + each, 0);
   at("verdict").textContent = row.verdict.toUpperCase();
   at("verdict").className = row.verdict;
-  const score = row.threshold === null ? "boxes given" : `score ${row.score.toFixed(2)}, threshold ${row.threshold.toFixed(2)}`;
+  const score = row.verdict === "error" ? row.inspection.error : row.threshold === null ? "boxes given" : `score ${row.score.toFixed(2)}, threshold ${row.threshold.toFixed(2)}`;
   const facts = [row.serial, row.part, row.camera, new Date(row.done_at).toLocaleString(), score, `${ms.toFixed(0)} ms`,
     `${row.recipe.name} ${row.recipe.version.slice(0, 6)}`];
   at("facts").textContent = facts.filter(Boolean).join(" · ");
@@ -168,6 +169,7 @@ function placed() {
 function draw() {
   const ratio = devicePixelRatio;
   Object.assign(canvas, { width: canvas.clientWidth * ratio, height: canvas.clientHeight * ratio });
+  at("edit-button").disabled = at("mask-button").disabled = at("heat-button").disabled = !state.image;
   if (!state.image) return;
   const context = canvas.getContext("2d");
   const { scale, left, top, width, height } = placed();
@@ -265,6 +267,7 @@ function giveUp() {
 }
 
 function edit() {
+  if (!state.image) return;
   state.editing = !state.editing;
   giveUp();
   draw();
