@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import tempfile
 from collections.abc import AsyncIterator
@@ -19,12 +20,11 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi.staticfiles import StaticFiles
 from numpy.typing import NDArray
 from pydantic import AwareDatetime, Field
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 
 from sam_inspect.errors import ConfigError, ImageError, NotFound, UsageError
-from sam_inspect.images import read_image
+from sam_inspect.images import read_image, read_size
 from sam_inspect.report.overlays import draw_heatmap, draw_overlay
-from sam_inspect.serve.clicks import Clicks
 from sam_inspect.serve.guard import Authority, Guard, explain_errors
 from sam_inspect.serve.keys import KeyRing
 from sam_inspect.serve.labels import write_labels
@@ -33,6 +33,7 @@ from sam_inspect.serve.messages import (
     Fields,
     MaskAnswer,
     Page,
+    Pointing,
     Problem,
     RecipeAnswer,
     Review,
@@ -85,6 +86,22 @@ UPLOAD = {
                     "image": BINARY,
                     **{name: {"type": "string"} for name in ("part", "serial", "camera", "triggered_at")},
                     "boxes": {"type": "string", "description": "JSON: [[x0, y0, x1, y1], ...]"},
+                },
+            }
+        },
+    },
+}
+POINTING = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": ClickMessage.model_json_schema()},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["image", "clicks"],
+                "properties": {
+                    "image": BINARY,
+                    "clicks": {"type": "string", "description": "JSON: the same without `inspection`"},
                 },
             }
         },
@@ -197,22 +214,22 @@ async def inspect(
     return JSONResponse(row.result, headers=headers)
 
 
-@api.post("/v1/recipes/{recipe}/segment", responses=TAKING)
-async def segment(recipe: Word, message: ClickMessage, service: On) -> MaskAnswer:
-    """SAM's mask of what is pointed at in a stored image: the first click encodes a view, each further one decodes."""
-    row = await asyncio.to_thread(service.store.find, message.inspection)
-    height, width = _size(row)
-    points = [*message.on, *message.off]
-    if any(not (0 <= x <= width and 0 <= y <= height) for x, y in points):
-        raise UsageError("a point lies outside the image", f"give pixels of {width} x {height}")
-    box = message.box
-    if box is not None:
-        box = (max(0, box[0]), max(0, box[1]), min(width, box[2]), min(height, box[3]))
-        if box[2] - box[0] < 1 or box[3] - box[1] < 1:
-            raise UsageError("the box lies outside the image", f"give pixels of {width} x {height}")
-    image = await asyncio.to_thread(_bytes, service, row)
-    clicks = Clicks(tuple(message.on), tuple(message.off), box)
-    mask, iou, hw = await service.segment(recipe, image, row.id, clicks)
+@api.post("/v1/recipes/{recipe}/segment", openapi_extra={"requestBody": POINTING}, responses=TAKING)
+async def segment(recipe: Word, request: Request, service: On) -> MaskAnswer:
+    """SAM's mask of what is pointed at in a stored image (JSON) or in one that is sent along (a form).
+
+    The first click encodes a view of it, each further one decodes.
+    """
+    if _is_form(request):
+        form = await _form(request)
+        image, _ = await _file(form, service)
+        pointing = Pointing.model_validate_json(str(form.get("clicks", "{}")))
+        key, size = hashlib.sha256(image).hexdigest(), read_size(image, max_pixels=service.limits.image_pixels)
+    else:
+        message = pointing = ClickMessage.model_validate_json(await request.body())
+        row = await asyncio.to_thread(service.store.find, message.inspection)
+        key, size, image = row.id, _size(row), await asyncio.to_thread(_bytes, service, row)
+    mask, iou, hw = await service.segment(recipe, image, key, pointing.clicks(size))
     return MaskAnswer.of(mask, iou, hw)
 
 
@@ -343,18 +360,37 @@ async def readyz(service: On) -> Response:
 
 async def _upload(request: Request, service: Service) -> tuple[bytes, str, Fields]:
     """The image's bytes, what it is called, and its fields."""
-    if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        form = await request.form(max_files=1, max_fields=10, max_part_size=FORM_BYTES)
-        file = form.get("image")
-        if not isinstance(file, UploadFile):
-            raise UsageError("the form has no file `image`", "send the picture in the field image")
-        image, name = await file.read(), _base_name(file.filename)
+    if _is_form(request):
+        form = await _form(request)
+        image, name = await _file(form, service)
         given = {key: value for key, value in form.items() if key != "image"}
     else:
         image, name, given = await request.body(), "image", dict(request.query_params)
+        _check_bytes(image, name, service)
+    return image, name, Fields.model_validate(given | {"boxes": _boxes(given.get("boxes"))})
+
+
+def _is_form(request: Request) -> bool:
+    return request.headers.get("content-type", "").startswith("multipart/form-data")
+
+
+async def _form(request: Request) -> FormData:
+    return await request.form(max_files=1, max_fields=10, max_part_size=FORM_BYTES)
+
+
+async def _file(form: FormData, service: Service) -> tuple[bytes, str]:
+    """The bytes of the form's picture, and its name."""
+    file = form.get("image")
+    if not isinstance(file, UploadFile):
+        raise UsageError("the form has no file `image`", "send the picture in the field image")
+    image, name = await file.read(), _base_name(file.filename)
+    _check_bytes(image, name, service)
+    return image, name
+
+
+def _check_bytes(image: bytes, name: str, service: Service) -> None:
     if len(image) > service.limits.image_bytes:
         raise ImageError(f"{name}: {len(image):,} bytes", f"send at most {service.limits.image_bytes:,}")
-    return image, name, Fields.model_validate(given | {"boxes": _boxes(given.get("boxes"))})
 
 
 def _base_name(filename: str | None) -> str:

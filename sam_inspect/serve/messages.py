@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
+from sam_inspect.errors import UsageError
 from sam_inspect.masks import from_full, to_rle
 from sam_inspect.records import CropMask
+from sam_inspect.serve.clicks import Clicks
 from sam_inspect.serve.tables import InspectionRow
 
 MOST_BOXES, MOST_POINTS, MOST_MASKS = 200, 200, 200
@@ -97,12 +99,9 @@ def _runs(counts: str) -> list[int]:
     return runs
 
 
-class ClickMessage(Message):
+class Pointing(Message):
     """Where somebody points: at least one point on the defect, or a box."""
 
-    inspection: Annotated[str, Field(pattern="^[0-9a-f]{28}$")] = Field(
-        description="Whose image; see `GET /v1/inspections`."
-    )
     on: list[XY] = Field(
         [], max_length=MOST_POINTS, description="[x, y] pixels on the defect.", examples=[[[301.5, 220]]]
     )
@@ -116,6 +115,24 @@ class ClickMessage(Message):
         if self.box is not None and (self.box[2] <= self.box[0] or self.box[3] <= self.box[1]):
             raise ValueError("the box is none: expected x0 < x1 and y0 < y1")
         return self
+
+    def clicks(self, original_hw: tuple[int, int]) -> Clicks:
+        """On an image of that size. Raises UsageError: outside it."""
+        height, width = original_hw
+        if any(not (0 <= x <= width and 0 <= y <= height) for x, y in (*self.on, *self.off)):
+            raise UsageError("a point lies outside the image", f"give pixels of {width} x {height}")
+        box = self.box
+        if box is not None:
+            box = (max(0, box[0]), max(0, box[1]), min(width, box[2]), min(height, box[3]))
+            if box[2] - box[0] < 1 or box[3] - box[1] < 1:
+                raise UsageError("the box lies outside the image", f"give pixels of {width} x {height}")
+        return Clicks(tuple(self.on), tuple(self.off), box)
+
+
+class ClickMessage(Pointing):
+    """The same on the image of a stored inspection."""
+
+    inspection: Annotated[str, Field(pattern="^[0-9a-f]{28}$", description="Whose image.")]
 
 
 class MaskAnswer(BaseModel):

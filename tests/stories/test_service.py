@@ -152,6 +152,15 @@ def test_a_reviewer_corrects_a_mask_by_clicks_and_the_label_can_be_learned_from(
     overlap = rle.decode(boxed["mask"])
     assert (overlap & truth).sum() > 0.5 * (overlap | truth).sum()
 
+    sent = {
+        "files": {"image": defective(good).open("rb")},
+        "data": {"clicks": json.dumps({"box": found["defects"][0]["box"]})},
+    }
+    same = requests.post(f"{service.url}/v1/recipes/export/segment", timeout=60, **sent)
+    assert same.json()["mask"] == boxed["mask"]
+    outside = requests.post(f"{service.url}/v1/recipes/export/segment", json=click | {"on": [[9000, 1]]}, timeout=60)
+    assert "a point lies outside the image" in problem(outside, 400)
+
     said = {"decision": "confirm", "by": "Ada", "masks": [{"mask": boxed["mask"], "defect_type": "scratch / deep"}]}
     kept = requests.put(f"{service.url}{place}/review", json=said, timeout=60)
     assert kept.status_code == 200, kept.text
