@@ -44,10 +44,12 @@ class Answer:
         return errors[0]
 
 
-def start(*arguments: str | Path, env: Mapping[str, str] | None = None, **pipes: Any) -> subprocess.Popen[str]:
-    """The command, started."""
+def start(
+    *arguments: str | Path, env: Mapping[str, str] | None = None, python: str | Path = sys.executable, **pipes: Any
+) -> subprocess.Popen[str]:
+    """The command, started; of another environment where its `python` is given."""
     environment = os.environ | {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"} | dict(env or {})
-    line = [sys.executable, "-m", "sam_inspect", *map(str, arguments)]
+    line = [str(python), "-m", "sam_inspect", *map(str, arguments)]
     return subprocess.Popen(line, env=environment, text=True, **pipes)
 
 
@@ -147,9 +149,9 @@ class Service:
 
 
 @contextmanager
-def running(*words: str | Path, ready: bool = True) -> Iterator[Service]:
+def running(*words: str | Path, ready: bool = True, python: str | Path = sys.executable) -> Iterator[Service]:
     """A service on a free port, ready; killed at the end where it still runs."""
-    process = start("serve", "--port", "0", *words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = start("serve", "--port", "0", *words, python=python, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     said: list[str] = []
     assert process.stderr is not None
     for line in process.stderr:

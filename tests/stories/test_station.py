@@ -84,6 +84,15 @@ def test_a_station_gives_the_verdicts_and_masks_of_the_office(
     assert "inspected" in again.stdout
 
 
+def test_a_station_serves(export: Path, station: Path, serving: Callable[..., Any], good: Path, tmp_path: Path) -> None:
+    words = ("--recipe", export, "--data", tmp_path)
+    with serving(*words, python=station / "bin" / "python") as service:
+        for image in good.iterdir():
+            verdict = service.send(image).json()["verdict"]
+            assert verdict == ("pass" if image.name.startswith("good") else "fail")
+        assert "sam_inspect" in service.get("/").text
+
+
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
 def test_an_export_runs_in_both_runtimes_and_with_given_boxes(
     runtime: str,
