@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -415,8 +416,6 @@ def test_others_need_a_key(export: Path, serving: Serving, tmp_path: Path, sam_i
 def test_a_recipe_is_swapped_and_rolled_back_without_dropping_a_request(
     export: Path, serving: Serving, good: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     recipes = tmp_path / "recipes"
     shutil.copytree(export, recipes / "part")
     with serving("--recipe", recipes, "--data", tmp_path / "station") as service:
@@ -475,3 +474,21 @@ def test_nothing_that_a_client_can_send_is_a_500(service: Service, good: Path, t
     assert done.returncode == 0, done.stdout
     assert "13 / 14" in done.stdout.replace("13/14", "13 / 14")
     assert not [said for said in service.said if " 500 " in said]
+
+
+@pytest.mark.slow
+def test_the_decoder_is_tuned_on_what_was_reviewed(
+    plant: Any, serving: Serving, tmp_path: Path, sam_inspect: Callable[..., Any]
+) -> None:
+    recipe = Path(shutil.copytree(plant.recipe, tmp_path / "recipe"))
+    with serving("--recipe", recipe, "--data", tmp_path / "station") as service:
+        for image in sorted(plant.product.glob("test/*/*.png")):
+            answer = service.send(image, recipe="recipe")
+            review = {"decision": "confirm"}
+            requests.put(f"{service.url}{answer.headers['location']}/review", json=review, timeout=60)
+        zipfile.ZipFile(io.BytesIO(service.get("/v1/labels").content)).extractall(tmp_path / "labels")
+        tuned = sam_inspect("finetune", tmp_path / "labels", "--recipe", recipe, "--minutes", "1", "--folds", "2")
+        assert tuned.status == 0, tuned.err
+        assert (recipe / "finetune" / "compare.html").is_file()
+        assert requests.post(f"{service.url}/v1/recipes/recipe/load", timeout=120).status_code == 200
+        assert service.send(image, recipe="recipe").status_code == 200
