@@ -11,6 +11,7 @@ import typer
 
 from sam_inspect import cli_serve
 from sam_inspect.console import RESUME, say, session, table
+from sam_inspect.options import Device, JsonLogs, Precision, Quiet, Runtime
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,19 +44,6 @@ Rate = Annotated[
         help="Share of good parts that may fail; sets the threshold.",
     ),
 ]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the networks run.")]
-Runtime = Annotated[
-    Literal["auto", "torch", "openvino", "onnx"],
-    typer.Option(help="What runs the networks on a CPU; auto: the recipe's checked one, else the fastest here."),
-]
-Precision = Annotated[
-    Literal["auto", "f32", "bf16"],
-    typer.Option(
-        help="Of the networks' products; with f32, which is auto unless the recipe says, masks do not change."
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no messages but warnings and errors.")]
-JsonLogs = Annotated[bool, typer.Option("--json-logs", help="Messages on stderr as one JSON object a line.")]
 
 
 def main() -> None:

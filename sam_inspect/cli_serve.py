@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from sam_inspect.console import session, table
+from sam_inspect.options import Data, Device, JsonLogs, Precision, Quiet, Runtime, StoreUrl
 
 keys_app = typer.Typer(no_args_is_help=True, help="API keys of the service: shown once, kept as hashes.")
 KeysFile = Annotated[Path, typer.Option("--keys", metavar="FILE", help="File of the keys.")]
@@ -19,16 +20,11 @@ def serve(
         list[Path],
         typer.Option(metavar="DIR", show_default=False, help="Recipe, export, or a folder of them; may be repeated."),
     ],
-    data: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder of the images and, without --store, of the database.")
-    ] = Path("station"),
+    data: Data = Path("station"),
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="What to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 for any that is free.")] = 8000,
     queue: Annotated[int, typer.Option(metavar="N", min=1, help="Images that may wait; further ones get 429.")] = 16,
-    store: Annotated[
-        str | None,
-        typer.Option(metavar="URL", show_default="SQLite in --data", help="Database: postgresql+psycopg://..."),
-    ] = None,
+    store: StoreUrl = None,
     outputs: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Where results go besides: webhook, MQTT, JSON lines."),
@@ -43,15 +39,11 @@ def serve(
     keep_gb: Annotated[float | None, typer.Option(metavar="N", min=0, help="So are the oldest beyond this.")] = None,
     max_mb: Annotated[int, typer.Option(metavar="N", min=1, help="Of one upload.")] = 64,
     max_megapixels: Annotated[int, typer.Option(metavar="N", min=1, help="Of one image.")] = 100,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the networks run.")] = "auto",
-    runtime: Annotated[
-        Literal["auto", "torch", "openvino", "onnx"], typer.Option(help="What runs the networks on a CPU.")
-    ] = "auto",
-    precision: Annotated[Literal["auto", "f32", "bf16"], typer.Option(help="Of the networks' products.")] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No messages but warnings and errors.")] = False,
-    json_logs: Annotated[
-        bool, typer.Option("--json-logs", help="Messages on stderr as one JSON object a line.")
-    ] = False,
+    device: Device = "auto",
+    runtime: Runtime = "auto",
+    precision: Precision = "auto",
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
 ) -> None:
     """Inspects what line cameras and controllers send over HTTP, keeps every answer, and shows them on a page."""
     with session(quiet, json_logs):
@@ -74,30 +66,21 @@ def watch(
         typer.Option(
             metavar="WHERE",
             show_default=False,
-            help="results.jsonl, https://... or mqtt[s]://[user:password@]host/topic; may be repeated.",
+            help="results.jsonl, https://... or mqtts://user:password@host/topic; may be repeated.",
         ),
     ] = None,
-    data: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder of the images and, without --store, of the database.")
-    ] = Path("station"),
-    store: Annotated[
-        str | None,
-        typer.Option(metavar="URL", show_default="SQLite in --data", help="Database: postgresql+psycopg://..."),
-    ] = None,
+    data: Data = Path("station"),
+    store: StoreUrl = None,
     outputs: Annotated[Path | None, typer.Option(metavar="FILE", help="Further outputs.")] = None,
     every: Annotated[float, typer.Option(metavar="S", min=0, help="Seconds between two frames of a camera.")] = 1.0,
     camera: Annotated[
         str | None, typer.Option(metavar="NAME", show_default=False, help="What records call the source.")
     ] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the networks run.")] = "auto",
-    runtime: Annotated[
-        Literal["auto", "torch", "openvino", "onnx"], typer.Option(help="What runs the networks on a CPU.")
-    ] = "auto",
-    precision: Annotated[Literal["auto", "f32", "bf16"], typer.Option(help="Of the networks' products.")] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No messages but warnings and errors.")] = False,
-    json_logs: Annotated[
-        bool, typer.Option("--json-logs", help="Messages on stderr as one JSON object a line.")
-    ] = False,
+    device: Device = "auto",
+    runtime: Runtime = "auto",
+    precision: Precision = "auto",
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
 ) -> None:
     """Inspects new files of a folder, or a camera's frames, and tells the results to a file, a webhook or a broker.
 

@@ -16,7 +16,7 @@ PLAN = [
     "pipeline",
     "datasets synth synth_bottle training finetune evaluate metrics report batch bench export",
     "serve",
-    "cli cli_serve __main__ __init__ console testing demo doctor",
+    "cli cli_serve options __main__ __init__ console testing demo doctor",
 ]
 FLOORS = {room: floor for floor, rooms in enumerate(PLAN) for room in rooms.split()}
 SIDEWAYS = {0, 1, 6, 8}  # Floors whose rooms may use each other. The stages, floor 3, never do.
