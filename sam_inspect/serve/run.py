@@ -74,6 +74,8 @@ def serve(wanted: Wanted) -> None:
     app = create_app(service, keys, only_here=keys is None)
     config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_keep_alive=30)
     _Server(config, service).run([bound])
+    if service.failure is not None:
+        raise service.failure
 
 
 def watch(source: str, wanted: Wanted, to: Sequence[str], every_s: float, camera: str | None) -> int:
@@ -124,6 +126,10 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         for host, port, *_ in (bound.getsockname() for bound in sockets or []):
             log.info("serving on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+
+    async def on_tick(self, counter: int) -> bool:
+        """See uvicorn."""
+        return self.service.failure is not None or await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """See uvicorn."""

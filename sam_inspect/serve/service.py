@@ -6,9 +6,10 @@ import asyncio
 import hashlib
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -36,6 +37,7 @@ Read = tuple[NDArray[np.uint8], float]
 Clicked = tuple[CropMask | None, float, tuple[int, int]]
 LOOK_S = 0.1
 PRUNE_S = 60.0
+LISTEN_S = 10.0
 SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"BM": ".bmp", b"II": ".tif", b"MM": ".tif", b"RIFF": ".webp"}
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,7 @@ class Service:
         figures: for Prometheus.
         ready: every recipe is loaded and warmed up.
         draining: nothing new is taken.
+        failure: why it never became ready.
     """
 
     shelf: Shelf
@@ -84,9 +87,11 @@ class Service:
     figures: Figures = field(default_factory=Figures)
     ready: bool = False
     draining: bool = False
+    failure: Exception | None = None
     _clicker: Clicker = field(default_factory=Clicker)
     _keeper: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="keeper"))
     _by_key: dict[tuple[str, str], asyncio.Lock] = field(default_factory=dict)
+    _asking: Counter[tuple[str, str]] = field(default_factory=Counter)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def inspect(
@@ -114,8 +119,8 @@ class Service:
         Raises:
             NotFound, ImageError, QueueFull, Draining, TooLate, Conflict, OutputError, ServiceError.
         """
-        started = time.monotonic()
-        arrival = self._arrival(self.shelf.get(recipe), image, fields, key)
+        started, loaded = time.monotonic(), self.shelf.get(recipe)
+        arrival = _arrival(loaded, image, fields, key)
         async with self._alone(recipe, key):
             if key is not None and (known := await self._in_store(recipe, key)) is not None:
                 if known.request_sha256 != arrival.sha256:
@@ -124,7 +129,6 @@ class Service:
                     )
                 return known
             read_size(image, max_pixels=self.limits.image_pixels, name=name)
-            loaded = self.shelf.get(recipe)
             deadline = None if deadline_s is None else started + deadline_s
             job = self.queue.submit(
                 partial(self._read, image, name), partial(_inspected, loaded, name, fields), deadline
@@ -136,9 +140,7 @@ class Service:
         self.announce()
         return row
 
-    async def segment(
-        self, recipe: str, image: bytes, key: str, clicks: Clicks
-    ) -> tuple[CropMask | None, float, tuple[int, int]]:
+    async def segment(self, recipe: str, image: bytes, key: str, clicks: Clicks) -> Clicked:
         """The mask that clicks mean, SAM's estimate of its IoU, and the image's (H, W).
 
         Args:
@@ -177,11 +179,8 @@ class Service:
             for row in await asyncio.to_thread(self.store.after, last, 100):
                 last = row.id
                 yield row
-            with_timeout = asyncio.wait_for(news.wait(), 10)
-            try:
-                await with_timeout
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):
+                await asyncio.wait_for(news.wait(), LISTEN_S)
 
     def announce(self) -> None:
         """There is something new for listeners and outputs."""
@@ -190,11 +189,14 @@ class Service:
         self.outbox.wake()
 
     async def start(self) -> None:
-        """Loads and warms up the recipes, then begins to prune and to deliver."""
+        """Begins to deliver, loads the recipes and warms them up; `failure` tells where one cannot be used."""
         self.outbox.start()
-        for name in self.shelf.places():
-            await asyncio.to_thread(self.shelf.load, name)
-        self.ready = True
+        try:
+            for name in self.shelf.places():
+                await asyncio.to_thread(self.shelf.load, name)
+            self.ready = True
+        except Exception as error:  # whoever runs the service ends it, and says why
+            self.failure = error
 
     async def prune_for_ever(self) -> None:
         """Keeps the store within its limits."""
@@ -217,21 +219,6 @@ class Service:
         self.outbox.close()
         self.store.close()
 
-    def _arrival(self, loaded: Loaded, image: bytes, fields: Fields, key: str | None) -> Arrival:
-        digest = hashlib.sha256(image)
-        digest.update(fields.model_dump_json(include={"boxes"}).encode())
-        return Arrival(
-            recipe=loaded.name,
-            version=loaded.version,
-            captured_at=datetime.now(UTC),
-            sha256=digest.hexdigest(),
-            part=fields.part,
-            serial=fields.serial,
-            camera=fields.camera,
-            triggered_at=fields.triggered_at,
-            idempotency_key=key,
-        )
-
     @asynccontextmanager
     async def _alone(self, recipe: str, key: str | None) -> AsyncIterator[None]:
         """Requests with the same key one after another."""
@@ -239,12 +226,14 @@ class Service:
             yield
             return
         lock = self._by_key.setdefault((recipe, key), asyncio.Lock())
+        self._asking[(recipe, key)] += 1
         try:
             async with lock:
                 yield
         finally:
-            if not lock.locked():
-                self._by_key.pop((recipe, key), None)
+            self._asking[(recipe, key)] -= 1
+            if not self._asking[(recipe, key)]:
+                del self._asking[(recipe, key)], self._by_key[(recipe, key)]
 
     async def _in_store(self, recipe: str, key: str) -> InspectionRow | None:
         return await asyncio.to_thread(self.store.answered, recipe, key)
@@ -274,6 +263,22 @@ def _inspected(loaded: Loaded, name: str, fields: Fields, read: Read) -> Inspect
     inspection = loaded.inspector.inspect(read[0], name, fields.boxes)
     inspection.timings_ms["read"] = read[1]
     return inspection
+
+
+def _arrival(loaded: Loaded, image: bytes, fields: Fields, key: str | None) -> Arrival:
+    digest = hashlib.sha256(image)
+    digest.update(fields.model_dump_json(include={"boxes"}).encode())
+    return Arrival(
+        recipe=loaded.name,
+        version=loaded.version,
+        captured_at=datetime.now(UTC),
+        sha256=digest.hexdigest(),
+        part=fields.part,
+        serial=fields.serial,
+        camera=fields.camera,
+        triggered_at=fields.triggered_at,
+        idempotency_key=key,
+    )
 
 
 def _suffix(image: bytes) -> str:

@@ -86,6 +86,9 @@ def test_a_form_brings_fields_and_a_repeat_its_stored_answer(service: Service, g
     again = requests.post(url, files={"image": image.open("rb")}, data=form, headers=key, timeout=60)
     assert first.json()["image"] == image.name
     assert (first.json(), first.headers["x-inspection-id"]) == (again.json(), again.headers["x-inspection-id"])
+    with ThreadPoolExecutor(6) as pool:
+        same = list(pool.map(lambda _: service.send(image, headers={"Idempotency-Key": "shot 2"}), range(6)))
+    assert len({answer.headers["x-inspection-id"] for answer in same}) == 1
     other = requests.post(url, files={"image": passing(good).open("rb")}, data=form, headers=key, timeout=60)
     assert "was used for another image" in problem(other, 409)
 
@@ -456,6 +459,11 @@ def test_what_serve_cannot_begin_with(export: Path, tmp_path: Path, sam_inspect:
     (tmp_path / "outputs.yaml").write_text("outputs: [{name: webhok}]")
     wrong = sam_inspect("serve", "--recipe", export, "--data", tmp_path / "s", "--outputs", tmp_path / "outputs.yaml")
     assert "did you mean webhook?" in wrong.error()
+    cut = Path(shutil.copytree(export, tmp_path / "cut"))
+    (cut / "decoder.onnx").write_bytes(b"cut")
+    broken = sam_inspect("serve", "--recipe", cut, "--data", tmp_path / "station", "--port", "0")
+    assert broken.status == 2
+    assert "decoder.onnx: is cut or was changed" in broken.error()
     store = sam_inspect("serve", "--recipe", export, "--data", tmp_path / "s", "--store", "nosuch://x")
     assert store.status == 1
     assert "--store: cannot be used" in store.error()
