@@ -24,7 +24,7 @@ from sam_inspect.finetune import _unless_worse, losses
 from sam_inspect.finetune.embeddings import CachedEncoder
 from sam_inspect.finetune.labels import Fold, Label, draw_shots, parted, read_split, split, write_split
 from sam_inspect.finetune.loop import Trained, fit_decoder, marks_of, rate
-from sam_inspect.finetune.page import write_compare
+from sam_inspect.finetune.page import curve_data, write_compare
 from sam_inspect.finetune.probes import Probe, Question, box_errors
 from sam_inspect.finetune.scores import COLUMNS, figures_of, named, scored_masks
 from sam_inspect.finetune.settings import PRESETS, Settings, parse_curve, settings_of
@@ -577,3 +577,16 @@ def test_the_page_shows_what_was_scored_and_escapes_names(tuner: Tuner, tmp_path
     assert "untuned: IoU 0.000" in text
     assert 'points="0.0,150.0 320.0,0.0"' in text
     assert len(list((tmp_path / "out" / "pictures").rglob("*.jpg"))) == 1
+
+
+def test_the_curve_of_fits_that_are_scored_at_different_steps_is_their_mean_everywhere() -> None:
+    def fit(level: float, *steps: int) -> Tuned:
+        points = [Point(0, 0.0, level, level, 0.0)]
+        points += [Point(at, share, level + 0.001 * at * share, level, 0.0) for at in steps for share in (0.5, 1.0)]
+        return Tuned({}, None, tuple(points), [], "", ChooseConfig())
+
+    plots = dict(curve_data([fit(0.2, 40, 80), fit(0.8, 50, 100)]))
+    steps = plots["Held-out IoU over steps"]["boxes"]
+    assert [x for x, _ in steps] == [0, 40, 50, 80]
+    np.testing.assert_allclose([y for _, y in steps], [0.5, 0.54, 0.55, 0.58])
+    np.testing.assert_allclose([y for _, y in plots["Held-out IoU over the tuned share"]["boxes"]], [0.5, 0.545, 0.59])

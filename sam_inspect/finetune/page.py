@@ -105,18 +105,28 @@ def shots_plot(curve: Sequence[Mapping[str, Any]]) -> tuple[str, Series]:
 
 
 def _mean_lines(runs: Sequence[Tuned], axis: str) -> Series:
-    """Means over fits of the points along one axis, the other at its end; the untuned decoder first."""
+    """Means over fits of the points along one axis, the other at its end; the untuned decoder first.
+
+    Fits are scored at steps of their own: between them their lines are straight, and the mean ends with the shortest.
+    """
     lines: dict[str, list[tuple[float, float]]] = {}
-    last = max(point.steps for point in runs[0].points)
     for name in ("boxes", "found"):
-        values: dict[float, list[float]] = {}
-        for run in runs:
-            for point in run.points:
-                other = point.share == 1 if axis == "steps" else point.steps == last
-                if point.share == 0 or other:
-                    values.setdefault(float(getattr(point, axis)), []).append(float(getattr(point, name)))
-        lines[name] = [(x, float(np.mean(ys))) for x, ys in sorted(values.items())]
+        fits = [_line(run, axis, name) for run in runs]
+        end = min(max(line) for line in fits)
+        places = sorted({x for line in fits for x in line if x <= end})
+        values = [np.interp(places, sorted(line), [line[x] for x in sorted(line)]) for line in fits]
+        lines[name] = [(x, float(y)) for x, y in zip(places, np.mean(values, axis=0), strict=True)]
     return lines
+
+
+def _line(run: Tuned, axis: str, name: str) -> dict[float, float]:
+    """One fit's points along an axis, the other at its end."""
+    last = max(point.steps for point in run.points)
+    return {
+        float(getattr(point, axis)): float(getattr(point, name))
+        for point in run.points
+        if point.share == 0 or (point.share == 1 if axis == "steps" else point.steps == last)
+    }
 
 
 def _smooth(loss: Sequence[float]) -> NDArray[np.float64]:
