@@ -68,7 +68,8 @@ def drawn_views(sam: MobileSam, tmp_path: Path, frozen: bool = True) -> list[Tra
     pixels[40:60, 30:60] //= 4
     file = tmp_path / "part.png"
     Image.fromarray(pixels).save(file)
-    return ViewMaker(CachedEncoder(sam, tmp_path / "cache"), SIZES, frozen).labelled(label(str(file)), 4)
+    named = replace(label("part.png"), sample=Sample(file, "hole", None))  # its views are drawn from its name
+    return ViewMaker(CachedEncoder(sam, tmp_path / "cache"), SIZES, frozen).labelled(named, 4)
 
 
 # What is learned from and what is scored
