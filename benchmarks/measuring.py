@@ -87,18 +87,11 @@ def hardware() -> str:
     import psutil
     import torch
 
+    from sam_inspect.bench import processor
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = psutil.virtual_memory().total / 1e9
-    return f"{_processor()}, {cores} cores, {torch.get_num_threads()} threads, {memory:.0f} GB"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+    return f"{processor()}, {cores} cores, {torch.get_num_threads()} threads, {memory:.0f} GB"
 
 
 def peak_mb() -> float | None:

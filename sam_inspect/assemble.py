@@ -77,7 +77,7 @@ def stages_of_recipe(folder: Path, asked: Asked) -> Stages:
 def stages_of_boxes(recipe: Recipe | None, asked: Asked) -> Stages:
     """The stages behind given boxes: no heatmap. Raises as `stages_of_recipe` does."""
     if recipe is not None and is_export(recipe.folder):
-        return replace(_stages_of_export(recipe.folder, asked), localizer=None, threshold=None)
+        return _stages_of_export(recipe.folder, asked, with_map=False)
     _check_torch()
     from sam_inspect.networks.runtime import running_on
 
@@ -90,8 +90,8 @@ def stages_of_boxes(recipe: Recipe | None, asked: Asked) -> Stages:
     return Stages(config, segmenter, None, None, recipe, chosen)
 
 
-def _stages_of_export(folder: Path, asked: Asked) -> Stages:
-    """Without torch, on the CPU."""
+def _stages_of_export(folder: Path, asked: Asked, with_map: bool = True) -> Stages:
+    """Without torch, on the CPU; behind given boxes without the map."""
     if asked.device == "cuda":
         raise UsageError(f"{folder}: an export runs on the CPU", "give --device cpu, or the recipe itself")
     if not asked.tuned:
@@ -100,6 +100,8 @@ def _stages_of_export(folder: Path, asked: Asked) -> Stages:
     config = adjusted(export.recipe.config, asked.false_reject_rate, asked.min_area_px)
     chosen = _graph_runtime(export, asked)
     segmenter = ExportedSam(export, _graph(export.encoder, chosen), _graph(export.decoder, chosen))
+    if not with_map:
+        return Stages(config, segmenter, None, None, export.recipe, chosen)
     threshold = export.threshold if asked.false_reject_rate is None else _threshold(export.recipe, config)
     threshold = threshold if asked.threshold is None else asked.threshold
     localizer = ExportedMap(export, _graph(export.heatmap, chosen))

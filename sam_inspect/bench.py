@@ -155,11 +155,11 @@ def _timed(work: Callable[[], object], rounds: int) -> dict[str, float]:
 def machine() -> dict[str, str]:
     """What the rows were measured on and with."""
     packages = {name: version(PACKAGES[name]) for name in PACKAGES if installed(name)}
-    return {"processor": _processor(), "cores": str(os.cpu_count()), "python": platform.python_version()} | packages
+    return {"processor": processor(), "cores": str(os.cpu_count()), "python": platform.python_version()} | packages
 
 
-def _processor() -> str:
-    """Its name where the system tells it."""
+def processor() -> str:
+    """The processor's name where the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

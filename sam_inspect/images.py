@@ -42,6 +42,7 @@ __all__ = [
     "read_image",
     "read_size",
     "scaled",
+    "suffix_of",
 ]
 
 Rgb = NDArray[np.uint8]
@@ -53,12 +54,12 @@ STRIP_BYTES = 1 << 20
 COPY_AGAIN = "copy it again from the camera, or save it as an 8- or 16-bit PNG"
 
 # Named here rather than left to `Image.open`: no reader that runs another program (EPS), and our own limit of size.
-_READERS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
-    ((b"\x89PNG\r\n\x1a\n",), PngImageFile),
-    ((b"\xff\xd8\xff",), JpegImageFile),
-    ((b"BM",), BmpImageFile),
-    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile),
-    ((b"RIFF",), WebPImageFile),
+_READERS: tuple[tuple[tuple[bytes, ...], type[ImageFile], str], ...] = (
+    ((b"\x89PNG\r\n\x1a\n",), PngImageFile, ".png"),
+    ((b"\xff\xd8\xff",), JpegImageFile, ".jpg"),
+    ((b"BM",), BmpImageFile, ".bmp"),
+    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile, ".tif"),
+    ((b"RIFF",), WebPImageFile, ".webp"),
 )
 _ORIENTATION, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 274, 258, 262, 284, 339  # tags of EXIF and TIFF
 _LIMIT = threading.Lock()
@@ -215,6 +216,11 @@ def read_size(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, name:
     return (width, height) if turned else (height, width)
 
 
+def suffix_of(image: bytes) -> str | None:
+    """How files of that kind end, by what they begin with; None for no picture."""
+    return next((suffix for magics, _, suffix in _READERS if image.startswith(magics)), None)
+
+
 @contextmanager
 def _opened(
     source: str | Path | bytes, name: str, max_pixels: int, whole: bool = True
@@ -255,7 +261,7 @@ def _header(file: BinaryIO, label: str) -> ImageFile:
     file.seek(0)
     if not start:
         raise ImageError(f"{label}: is empty, 0 bytes", "copy it again from the camera")
-    for magics, reader in _READERS:
+    for magics, reader, _ in _READERS:
         if start.startswith(magics):
             return reader(file)
     raise ImageError(f"{label}: is not a picture, it begins with {start!r}", "give a PNG, JPEG, BMP, TIFF or WebP")

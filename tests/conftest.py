@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from sam_inspect.weights import LoadedWeights, load_weights
 settings.register_profile("any_speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any_speed")
 
+# Without these Chromium asks for its maker's hosts at every start, and waits where it cannot reach them.
+BROWSER_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -65,3 +69,16 @@ def plates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def good_plates(plates: Path) -> list[Path]:
     """Those to learn from."""
     return sorted((plates / "train/good").iterdir())
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real headless Chromium."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no chromium on this machine: the pages are not looked at")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=program, args=BROWSER_FLAGS)
+        yield opened
+        opened.close()

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any
 
-import cv2
 import numpy as np
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
@@ -25,12 +24,14 @@ from starlette.datastructures import FormData, UploadFile
 from sam_inspect.errors import ConfigError, ImageError, NotFound, UsageError
 from sam_inspect.images import read_image, read_size
 from sam_inspect.report.overlays import draw_heatmap, draw_overlay
+from sam_inspect.report.pictures import PNG, encode_rgb
 from sam_inspect.serve.guard import Authority, Guard, explain_errors
 from sam_inspect.serve.keys import KeyRing
 from sam_inspect.serve.labels import write_labels
 from sam_inspect.serve.messages import (
     ClickMessage,
     Fields,
+    Id,
     MaskAnswer,
     Page,
     Pointing,
@@ -51,27 +52,30 @@ MOST_LABELS = 100_000
 LONG_SIDE_PX = 1600
 PAGE_FOLDER = Path(__file__).parent / "page"
 POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
-Id = Annotated[str, Field(pattern="^[0-9a-f]{28}$")]
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": what}
-    for status, what in {
+
+
+def _problems(told: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Problem, "description": what} for status, what in told.items()}
+
+
+ERRORS = _problems(
+    {
         401: "no key, or none that is known",
         404: "no such recipe or inspection",
         422: "a field or an image that cannot be used",
         503: "not ready, stopping, or the store does not answer",
-    }.items()
-}
-TAKING: dict[int | str, dict[str, Any]] = ERRORS | {
-    status: {"model": Problem, "description": what}
-    for status, what in {
+    }
+)
+TAKING = ERRORS | _problems(
+    {
         400: "no such content, or a malformed one",
         409: "that Idempotency-Key was used for another image",
         413: "larger than the service takes",
         429: "as much is waiting as may wait; see Retry-After",
         504: "its deadline passed before its turn",
         507: "the disk is full",
-    }.items()
-}
+    }
+)
 IMAGES = ("image/png", "image/jpeg", "image/bmp", "image/tiff", "image/webp", "application/octet-stream")
 BINARY = {"type": "string", "format": "binary"}
 UPLOAD = {
@@ -431,20 +435,15 @@ def _pixels(service: Service, row: InspectionRow) -> NDArray[np.uint8]:
 
 
 def _overlay(service: Service, row: InspectionRow) -> bytes:
-    return _png(draw_overlay(_pixels(service, row), service.store.inspection(row), LONG_SIDE_PX))
+    return encode_rgb(".png", draw_overlay(_pixels(service, row), service.store.inspection(row), LONG_SIDE_PX), PNG)
 
 
 def _heatmap(service: Service, row: InspectionRow) -> bytes:
     inspection = service.store.inspection(row)
     if inspection.anomaly_map is None:
         raise NotFound(f"inspection {row.id}: has no heatmap", "boxes were given, or its map is gone")
-    return _png(draw_heatmap(_pixels(service, row), inspection, LONG_SIDE_PX))
+    return encode_rgb(".png", draw_heatmap(_pixels(service, row), inspection, LONG_SIDE_PX), PNG)
 
 
 def _png_of(service: Service, row: InspectionRow) -> bytes:
-    return _png(_pixels(service, row))
-
-
-def _png(image: NDArray[np.uint8]) -> bytes:
-    _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    return data.tobytes()
+    return encode_rgb(".png", _pixels(service, row), PNG)

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from sam_inspect.masks import from_rle, union
 from sam_inspect.records import CropMask
+from sam_inspect.report.pictures import PNG, encode
 from sam_inspect.serve.store import Store
 from sam_inspect.serve.tables import InspectionRow
 
@@ -35,8 +35,8 @@ def write_labels(store: Store, rows: Iterable[InspectionRow], file: Path) -> int
             archive.write(path, f"test/{kind}/{path.name}")
             if masks:
                 drawn = union(masks, (row.result["size"][0], row.result["size"][1]))
-                _, png = cv2.imencode(".png", drawn.astype(np.uint8) * 255)
-                archive.writestr(f"ground_truth/{kind}/{path.stem}_mask.png", png.tobytes())
+                png = encode(".png", drawn.view(np.uint8) * np.uint8(255), PNG)
+                archive.writestr(f"ground_truth/{kind}/{path.stem}_mask.png", png)
             count += 1
     return count
 

@@ -25,10 +25,18 @@ def _plain(text: str) -> str:
     return text
 
 
+def _is_a_box(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = box
+    if x1 <= x0 or y1 <= y0:
+        raise ValueError(f"the box [{x0:g}, {y0:g}, {x1:g}, {y1:g}] is none: expected x0 < x1 and y0 < y1")
+    return box
+
+
+Id = Annotated[str, Field(pattern="^[0-9a-f]{28}$")]
 Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_plain)]
 Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 XY = tuple[Number, Number]
-Xyxy = tuple[Number, Number, Number, Number]
+Xyxy = Annotated[tuple[Number, Number, Number, Number], AfterValidator(_is_a_box)]
 
 
 class Message(BaseModel):
@@ -47,13 +55,6 @@ class Fields(Message):
     boxes: list[Xyxy] | None = Field(
         None, max_length=MOST_BOXES, description="[x0, y0, x1, y1] pixels, outlined instead of what the heatmap finds."
     )
-
-    @model_validator(mode="after")
-    def _boxes_are_boxes(self) -> Self:
-        for x0, y0, x1, y1 in self.boxes or ():
-            if x1 <= x0 or y1 <= y0:
-                raise ValueError(f"the box [{x0:g}, {y0:g}, {x1:g}, {y1:g}] is none: expected x0 < x1 and y0 < y1")
-        return self
 
 
 class Rle(Message):
@@ -112,8 +113,6 @@ class Pointing(Message):
     def _says_where(self) -> Self:
         if not self.on and self.box is None:
             raise ValueError("says nothing of where the defect is: give `on` or `box`")
-        if self.box is not None and (self.box[2] <= self.box[0] or self.box[3] <= self.box[1]):
-            raise ValueError("the box is none: expected x0 < x1 and y0 < y1")
         return self
 
     def clicks(self, original_hw: tuple[int, int]) -> Clicks:
@@ -132,7 +131,7 @@ class Pointing(Message):
 class ClickMessage(Pointing):
     """The same on the image of a stored inspection."""
 
-    inspection: Annotated[str, Field(pattern="^[0-9a-f]{28}$", description="Whose image.")]
+    inspection: Id = Field(description="Whose image.")
 
 
 class MaskAnswer(BaseModel):

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.errors import Conflict, ServiceError
-from sam_inspect.images import read_image, read_size
+from sam_inspect.images import read_image, read_size, suffix_of
 from sam_inspect.masks import to_rle
 from sam_inspect.records import CropMask, Inspection
 from sam_inspect.serve.clicks import Clicker, Clicks
@@ -38,7 +38,6 @@ Clicked = tuple[CropMask | None, float, tuple[int, int]]
 LOOK_S = 0.1
 PRUNE_S = 60.0
 LISTEN_S = 10.0
-SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"BM": ".bmp", b"II": ".tif", b"MM": ".tif", b"RIFF": ".webp"}
 log = logging.getLogger(__name__)
 
 
@@ -134,7 +133,7 @@ class Service:
                 partial(self._read, image, name), partial(_inspected, loaded, name, fields), deadline
             )
             inspection = await self._answer(job, gone)
-            save = partial(self.store.save, inspection, image, _suffix(image), arrival, self.outbox.names)
+            save = partial(self.store.save, inspection, image, suffix_of(image) or ".bin", arrival, self.outbox.names)
             row = await asyncio.get_running_loop().run_in_executor(self._keeper, save)
         self.figures.answered(loaded, inspection, time.monotonic() - started)
         self.announce()
@@ -279,7 +278,3 @@ def _arrival(loaded: Loaded, image: bytes, fields: Fields, key: str | None) -> A
         triggered_at=fields.triggered_at,
         idempotency_key=key,
     )
-
-
-def _suffix(image: bytes) -> str:
-    return next((suffix for magic, suffix in SUFFIXES.items() if image.startswith(magic)), ".bin")

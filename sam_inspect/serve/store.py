@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -217,7 +217,7 @@ class Store:
             anomaly_map = np.load(_map_of(self.image(row)), allow_pickle=False).astype(np.float32)
         except (OSError, ValueError):
             return found
-        return Inspection(**{**{name: getattr(found, name) for name in found.__slots__}, "anomaly_map": anomaly_map})
+        return replace(found, anomaly_map=anomaly_map)
 
     def due(self, output: str, most: int) -> list[DeliveryRow]:
         """What an output is to be told, oldest first; nothing while the oldest has to wait, so that order is kept."""
@@ -245,7 +245,7 @@ class Store:
         """Deliveries that wait, by output. Raises ServiceError."""
         with self._session() as session:
             found = session.execute(select(DeliveryRow.output, func.count()).group_by(DeliveryRow.output))
-            return dict(found.tuples().all())
+            return dict(found.all())
 
     def prune(self, keep_days: float | None, keep_bytes: int | None) -> int:
         """Forgets what is too old or too much, oldest first; nothing that is still to be delivered.
@@ -299,15 +299,16 @@ class Store:
 
     def _sweep(self) -> None:
         """Takes away what a process that died wrote without a row: parts of files, and images of the last days."""
-        days = {(datetime.now(UTC) - timedelta(days=back)).strftime("%Y/%m/%d") for back in range(SWEPT_DAYS)}
-        for path in [path for day in days for path in (self.folder / day).glob("*")]:
-            if path.name.startswith(".part-") or not self._is_known(path.name.partition(".")[0]):
+        days = [datetime.now(UTC) - timedelta(days=back) for back in range(SWEPT_DAYS)]
+        with self._session() as session:
+            rows = session.scalars(
+                select(InspectionRow.image).where(InspectionRow.done_at >= days[-1] - timedelta(days=1))
+            )
+            known = {Path(image).stem for image in rows}
+        for path in [path for day in days for path in (self.folder / day.strftime("%Y/%m/%d")).glob("*")]:
+            if path.name.startswith(".part-") or path.name.partition(".")[0] not in known:
                 log.warning("%s: was written by a process that died; removed", path)
                 path.unlink(missing_ok=True)
-
-    def _is_known(self, row_id: str) -> bool:
-        with self._session() as session:
-            return session.get(InspectionRow, row_id) is not None
 
     @contextmanager
     def _session(self) -> Iterator[Session]:

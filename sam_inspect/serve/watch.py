@@ -21,6 +21,7 @@ from sam_inspect.errors import ImageError, OutputError, ServiceError, UsageError
 from sam_inspect.images import IMAGE_SUFFIXES
 from sam_inspect.pipeline import Inspector
 from sam_inspect.records import Inspection
+from sam_inspect.report.pictures import PNG, encode
 from sam_inspect.serve.outputs import Outbox
 from sam_inspect.serve.shelf import Loaded
 from sam_inspect.serve.store import Arrival, Store
@@ -113,8 +114,8 @@ def camera_shots(source: str, every_s: float, stop: threading.Event) -> Iterator
                 continue
             pause = 0.5
             moment = datetime.now(UTC)
-            _, png = cv2.imencode(".png", frame, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-            yield Shot(f"camera {moment.isoformat(timespec='milliseconds')}", png.tobytes(), ".png", None, moment)
+            name = f"camera {moment.isoformat(timespec='milliseconds')}"
+            yield Shot(name, encode(".png", frame, PNG), ".png", None, moment)
             due = max(due + every_s, time.monotonic() - every_s)
             stop.wait(max(0.0, due - time.monotonic()))
     finally:

@@ -184,4 +184,5 @@ def export(plant: Any, tmp_path_factory: pytest.TempPathFactory, sam_inspect: Ca
     out = tmp_path_factory.mktemp("service") / "export"
     answer = sam_inspect("export", plant.recipe, "--out", out)
     assert answer.status == 0, answer.err
+    assert answer.out.strip() == str(out / "recipe.json")
     return Path(out)

@@ -26,15 +26,6 @@ from sam_inspect.segment.sam import Sam
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples/run_exported.py"
 
 
-@pytest.fixture(scope="module")
-def exported(plant: Any, tmp_path_factory: pytest.TempPathFactory, sam_inspect: Callable[..., Any]) -> Path:
-    out = tmp_path_factory.mktemp("export")
-    answer = sam_inspect("export", plant.recipe, "--out", out)
-    assert answer.status == 0, answer.err
-    assert answer.out.strip() == str(out / "recipe.json")
-    return Path(out)
-
-
 def sessions(folder: Path) -> tuple[dict[str, Any], dict[str, InferenceSession]]:
     recipe = json.loads((folder / "recipe.json").read_text())
     return recipe, {name: InferenceSession(folder / recipe[name]["file"]) for name in ("heatmap", "encoder", "decoder")}
@@ -45,11 +36,11 @@ def planes(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def test_the_graphs_answer_as_sam_inspect_does(
-    plant: Any, good: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
+    plant: Any, good: Path, export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nearest, "_fast_dtype", lambda device: torch.float32)
     inspector = Inspector.from_recipe(plant.recipe, "cpu", runtime="torch")
-    recipe, graphs = sessions(exported)
+    recipe, graphs = sessions(export)
     assert recipe["threshold"] == pytest.approx(inspector.threshold)
     for path in sorted(good.iterdir()):
         image = read_image(path)
@@ -86,14 +77,14 @@ def test_the_graphs_answer_as_sam_inspect_does(
 def test_a_program_without_sam_inspect_finds_the_same_defects(
     plant: Any,
     good: Path,
-    exported: Path,
+    export: Path,
     tmp_path: Path,
     sam_inspect: Callable[..., Any],
     results: Callable[[Path], Any],
 ) -> None:
     assert len(EXAMPLE.read_text().splitlines()) <= 80
     parts = sorted(good.iterdir())
-    command = [sys.executable, str(EXAMPLE), str(exported), *map(str, parts)]
+    command = [sys.executable, str(EXAMPLE), str(export), *map(str, parts)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)
     rows = {Path(row["image"]).name: row for row in map(json.loads, done.stdout.splitlines())}
     assert sam_inspect("inspect", good, "--recipe", plant.recipe, "--out", tmp_path / "out").status == 0
