@@ -110,6 +110,32 @@ def test_results_of_the_line_appear_by_themselves_and_are_reviewed_by_keys(page:
     page.wait_for_selector("#list li.fail", state="detached")
 
 
+SLOW_WITHOUT_VERDICT = """() => {
+  const prompt = window.fetch;
+  window.fetch = async (path, options) => {
+    const answer = await prompt(path, options);
+    if (/inspections\\?/.test(path) && !/verdict=/.test(path)) {
+      await new Promise((resolve) => setTimeout(resolve, 800));
+      document.body.dataset.late = "come";
+    }
+    return answer;
+  };
+}"""
+
+
+def test_a_late_answer_to_an_older_filter_does_not_undo_the_newer(page: Any, service: Any, good: Path) -> None:
+    service.send(parts(good, fine=False)[0], params={"serial": "late"})
+    page.wait_for_selector("#list li.fail")
+    page.evaluate(SLOW_WITHOUT_VERDICT)
+    page.select_option("[name=reviewed]", "false")
+    page.select_option("[name=reviewed]", "")
+    page.select_option("[name=verdict]", "pass")
+    page.wait_for_selector("#list li.fail", state="detached")
+    page.wait_for_selector("body[data-late=come]")
+    page.wait_for_timeout(300)
+    assert page.locator("#list li.fail").count() == 0
+
+
 def test_dark_and_narrow(page: Any, good: Path) -> None:
     before = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.click("#theme")

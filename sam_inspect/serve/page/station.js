@@ -17,6 +17,20 @@ const state = {
   clicks: [], box: null, draft: null, drag: null, // of the mask that is being made
 };
 
+/** Questions of one kind: an answer counts only while nothing newer was asked, however late it comes. */
+function questions() {
+  let newest = 0;
+  const pending = () => {
+    const mine = newest;
+    return () => mine === newest;
+  };
+  return { pending, ask: () => (newest++, pending()) };
+}
+
+const lists = questions();
+const shows = questions();
+const drafts = questions();
+
 // The list
 
 function query() {
@@ -29,7 +43,9 @@ function query() {
 }
 
 async function refill() {
+  const counts = lists.ask();
   const page = await json(`v1/inspections?${query()}`);
+  if (!counts()) return;
   Object.assign(state, { rows: page.inspections, next: page.next });
   drawList();
   if (!state.current && state.rows.length) await show(state.rows[0].id);
@@ -38,7 +54,9 @@ async function refill() {
 async function older() {
   const asked = query();
   asked.set("before", state.next);
+  const counts = lists.pending();
   const page = await json(`v1/inspections?${asked}`);
+  if (!counts()) return;
   state.rows.push(...page.inspections);
   state.next = page.next;
   drawList();
@@ -86,10 +104,12 @@ function step(by) {
 // One inspection
 
 async function show(id) {
+  const counts = shows.ask();
   const row = await json(`v1/inspections/${id}`);
   const path = `v1/inspections/${id}/image`;
   // Browsers know no TIFF; what nobody can read has no picture at all.
   const image = await picture(path).catch(() => picture(`${path}?as_png=true`)).catch(() => null);
+  if (!counts()) return image?.close();
   state.heat?.close();
   state.image?.close();
   const given = row.review?.masks ?? row.inspection.defects.map((defect) => ({ ...defect, defect_type: "" }));
@@ -154,8 +174,11 @@ function change(work) {
 }
 
 async function loadHeat() {
-  state.heat = await picture(`v1/inspections/${state.current.id}/heatmap`).catch(() => null);
-  if (!state.heat) complain("There is no heatmap of it.");
+  const counts = shows.pending();
+  const heat = await picture(`v1/inspections/${state.current.id}/heatmap`).catch(() => null);
+  if (!counts()) return heat?.close();
+  state.heat = heat;
+  if (!heat) complain("There is no heatmap of it.");
 }
 
 // The picture
@@ -231,19 +254,17 @@ canvas.addEventListener("pointerup", () => {
 });
 canvas.addEventListener("contextmenu", (event) => event.preventDefault());
 
-let asked = 0;
-
 async function segment() {
+  const counts = drafts.ask();
   draw();
   const points = (on) => state.clicks.filter((click) => click.on === on).map(({ x, y }) => [x, y]);
   const wanted = { inspection: state.current.id, on: points(true), off: points(false), box: state.box };
-  const mine = ++asked;
   if (!wanted.on.length && !wanted.box) {
     state.draft = null;
     return draw();
   }
   const answer = await send(`v1/recipes/${encodeURIComponent(state.current.recipe.name)}/segment`, "POST", wanted);
-  if (mine !== asked) return; // there was another click meanwhile
+  if (!counts()) return;
   state.draft = answer.mask && { mask: answer.mask, paint: painted(decode(answer.mask), NEW) };
   draw();
 }
@@ -262,7 +283,7 @@ function takeBack() {
 }
 
 function giveUp() {
-  asked++;
+  drafts.ask();
   Object.assign(state, { clicks: [], box: null, draft: null, drag: null, start: null });
 }
 
@@ -280,7 +301,7 @@ async function review(decision) {
     ? state.masks.map(({ mask, defect_type }) => ({ mask, defect_type: defect_type || "defect" }))
     : state.current.review?.masks?.map(({ mask, defect_type }) => ({ mask, defect_type }));
   const row = await send(`v1/inspections/${state.current.id}/review`, "PUT", { decision, ...(masks && { masks }) });
-  Object.assign(state, { current: row, changed: false });
+  if (state.current.id === row.id) Object.assign(state, { current: row, changed: false });
   const known = state.rows.find((each) => each.id === row.id);
   if (known) known.review = row.review;
   drawFacts();
