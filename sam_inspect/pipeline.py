@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from sam_inspect.choose import choose
 from sam_inspect.config import ChooseConfig, RecipeConfig
 from sam_inspect.errors import ImageError
 from sam_inspect.files import absolute
-from sam_inspect.images import read_image
+from sam_inspect.images import MAX_PIXELS, read_image
 from sam_inspect.judge import judge, measure
-from sam_inspect.localize import Localizer
+from sam_inspect.localize import Batching, Localizer
 from sam_inspect.localize.boxes import GivenBox, GivenBoxes
 from sam_inspect.networks.graphs import TORCH, Runtime
 from sam_inspect.prompt import find_regions, plan_views
@@ -30,6 +31,31 @@ from sam_inspect.segment import Segmenter
 
 Source = str | Path | bytes | NDArray[Any]
 READ_AHEAD = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """An image that was read.
+
+    Attributes:
+        name: what its inspection calls it.
+        image: (H, W, 3) uint8 RGB.
+        read_ms: how long reading took.
+        boxes: to be outlined instead of what the heatmap finds; None for the heatmap.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    read_ms: float = 0.0
+    boxes: Sequence[GivenBox] | None = None
+
+    @classmethod
+    def read(cls, source: Source, name: str = "image", *, max_pixels: int = MAX_PIXELS) -> Part:
+        """A path, which is its name too; the bytes of a file; or an array. Raises ImageError."""
+        start = time.perf_counter()
+        image = read_image(source, name=name, max_pixels=max_pixels)
+        label = str(source) if isinstance(source, str | Path) else name
+        return cls(label, image, 1000 * (time.perf_counter() - start))
 
 
 class Inspector:
@@ -140,21 +166,43 @@ class Inspector:
         Raises:
             ImageError: it cannot be read. (In `inspect_many` that is an Inspection with the verdict `error`.)
         """
-        image, read_ms = _timed_read(source, name)
-        label = str(source) if isinstance(source, str | Path) else name
-        return self._inspect(image, label, read_ms, None if boxes is None else [GivenBox(box, None) for box in boxes])
+        given = None if boxes is None else [GivenBox(box, None) for box in boxes]
+        return next(self.inspect_together([replace(Part.read(source, name), boxes=given)]))
 
     def inspect_many(self, paths: Iterable[str | Path]) -> Iterator[Inspection]:
         """An inspection of each file, in order; files are read ahead while the networks work.
 
         One that cannot be read gives an Inspection with the verdict `error`, which says why.
         """
-        for label, read in _read_ahead(paths):
+        for found in self._groups(_read_ahead(paths)):
+            if isinstance(found, Inspection):
+                yield found
+                continue
             try:
-                image, read_ms = read.result()
-                yield self._inspect(image, label, read_ms)
+                yield from self.inspect_together(found)
             except ImageError as error:
-                yield Inspection(label, "error", error=str(error))
+                yield _unread(found[0].name, error)
+
+    def at_once(self, part: Part) -> int:
+        """How many parts like this one `inspect_together` is worth being asked about at once."""
+        if part.boxes is not None or self.boxes is not None or not isinstance(self.localizer, Batching):
+            return 1
+        return self.localizer.at_once(_hw(part.image))
+
+    def inspect_together(self, parts: Sequence[Part]) -> Iterator[Inspection]:
+        """An inspection of each, in order; their heatmaps share batches.
+
+        Args:
+            parts: of one size, and no more than `at_once`.
+
+        Raises:
+            ImageError: the localizer cannot take the one part that there is.
+        """
+        start = time.perf_counter()
+        found = self._localize(parts)
+        localize_ms = 1000 * (time.perf_counter() - start) / max(1, len(parts))
+        for part, localization in zip(parts, found, strict=True):
+            yield self._inspect(part, localization, localize_ms)
 
     def outline(self, image: NDArray[np.uint8], boxes: Sequence[tuple[float, float, float, float]]) -> list[Defect]:
         """SAM's mask of each given box, largest first; none for a box that lies outside or in which SAM sees nothing.
@@ -188,48 +236,73 @@ class Inspector:
         views = plan_views(localization.regions, localization.original_hw, self.config.prompt)
         return choose(self.segmenter.segment(image, views) if views else [], localization, config)
 
-    def _inspect(
-        self, image: NDArray[np.uint8], name: str, read_ms: float, boxes: Sequence[GivenBox] | None = None
-    ) -> Inspection:
-        """The whole of it."""
-        clock = _Clock(read_ms)
-        boxes = self.boxes_of(name) if boxes is None and self.boxes is not None else boxes
-        localization = self._localize(image, name) if boxes is None else GivenBoxes(boxes).localize(image)
-        clock.ends("localize")
+    def _inspect(self, part: Part, localization: Localization, localize_ms: float) -> Inspection:
+        """What comes after the heatmap."""
+        clock = _Clock({"read": part.read_ms, "localize": localize_ms})
         views = plan_views(localization.regions, localization.original_hw, self.config.prompt)
         clock.ends("prompt")
-        candidates = self.segmenter.segment(image, views) if views else []
+        candidates = self.segmenter.segment(part.image, views) if views else []
         clock.ends("segment")
         outlines = choose(candidates, localization, self.config.choose)
         clock.ends("choose")
-        threshold = self.threshold if boxes is None else None
+        threshold = self.threshold if self._given(part) is None else None
         inspection = judge(outlines, localization, threshold, self.config.judge)
         clock.ends("judge")
-        return replace(inspection, image=name, timings_ms=clock.timings_ms)
+        return replace(inspection, image=part.name, timings_ms=clock.timings_ms)
+
+    def _given(self, part: Part) -> Sequence[GivenBox] | None:
+        """The boxes that stand instead of a heatmap; None for a heatmap."""
+        return self.boxes_of(part.name) if part.boxes is None and self.boxes is not None else part.boxes
 
     def boxes_of(self, name: str) -> Sequence[GivenBox]:
         """The boxes given for an image, by its path; () where none are."""
         return (self.boxes or {}).get(absolute(name), ())
 
-    def _localize(self, image: NDArray[np.uint8], name: str) -> Localization:
-        """The map with its regions."""
+    def _localize(self, parts: Sequence[Part]) -> list[Localization]:
+        """The map with its regions, or the given boxes, of each."""
+        if len(parts) > 1:
+            assert isinstance(self.localizer, Batching)
+            return [self._with_regions(found) for found in self.localizer.localize_many([part.image for part in parts])]
+        return [self._localize_one(part) for part in parts]
+
+    def _localize_one(self, part: Part) -> Localization:
+        if (boxes := self._given(part)) is not None:
+            return GivenBoxes(boxes).localize(part.image)
         assert self.localizer is not None
-        assert self.threshold is not None
         try:
-            found = self.localizer.localize(image)
+            return self._with_regions(self.localizer.localize(part.image))
         except ImageError as error:
-            raise ImageError(f"{name}: {error.problem}", error.remedy) from None
+            raise ImageError(f"{part.name}: {error.problem}", error.remedy) from None
+
+    def _with_regions(self, found: Localization) -> Localization:
         if found.anomaly_map is None:
             return found
+        assert self.threshold is not None
         regions = find_regions(found.anomaly_map, found.original_hw, self.threshold, self.config.prompt)
         return replace(found, regions=regions)
+
+    def _groups(self, reads: Iterable[Part | Inspection]) -> Iterator[list[Part] | Inspection]:
+        """Parts that can be inspected together, in order, as soon as there are enough; errors between them."""
+        group: list[Part] = []
+        for read in reads:
+            if group and (isinstance(read, Inspection) or read.image.shape != group[0].image.shape):
+                yield group
+                group = []
+            if isinstance(read, Inspection):
+                yield read
+                continue
+            group.append(read)
+            if len(group) >= self.at_once(read):
+                yield group
+                group = []
+        yield group
 
 
 class _Clock:
     """Milliseconds of each stage."""
 
-    def __init__(self, read_ms: float) -> None:
-        self.timings_ms = {"read": read_ms}
+    def __init__(self, before: Mapping[str, float]) -> None:
+        self.timings_ms = dict(before)
         self._last = time.perf_counter()
 
     def ends(self, stage: str) -> None:
@@ -238,21 +311,30 @@ class _Clock:
         self._last = now
 
 
-def _read_ahead(paths: Iterable[str | Path]) -> Iterator[tuple[str, Future[tuple[NDArray[np.uint8], float]]]]:
-    """Each path with its image, read in a thread; no more than a few wait."""
+def _read_ahead(paths: Iterable[str | Path]) -> Iterator[Part | Inspection]:
+    """Each path, read in a thread; no more than a few wait. An error where it cannot be read."""
     remaining = iter(paths)
     with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
-        waiting = [(str(path), pool.submit(_timed_read, path)) for path in islice(remaining, READ_AHEAD)]
+        waiting = deque(pool.submit(_part, path) for path in islice(remaining, READ_AHEAD))
         try:
             for following in chain(remaining, [None] * len(waiting)):
-                yield waiting.pop(0)
+                yield waiting.popleft().result()
                 if following is not None:
-                    waiting.append((str(following), pool.submit(_timed_read, following)))
+                    waiting.append(pool.submit(_part, following))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _timed_read(source: Source, name: str = "image") -> tuple[NDArray[np.uint8], float]:
-    """(H, W, 3) uint8 RGB, and the milliseconds that it took."""
-    start = time.perf_counter()
-    return read_image(source, name=name), 1000 * (time.perf_counter() - start)
+def _part(path: str | Path) -> Part | Inspection:
+    try:
+        return Part.read(path)
+    except ImageError as error:
+        return _unread(str(path), error)
+
+
+def _unread(name: str, error: ImageError) -> Inspection:
+    return Inspection(name, "error", error=str(error))
+
+
+def _hw(image: NDArray[Any]) -> tuple[int, int]:
+    return image.shape[0], image.shape[1]

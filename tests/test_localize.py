@@ -89,6 +89,17 @@ def test_a_defect_in_a_long_picture_is_found_in_its_tile(bank: MemoryBank, image
     assert abs((column + 0.5) * 1600 / found.shape[1] - 1230) < 15
 
 
+def test_images_in_one_batch_have_the_maps_that_each_has_alone(bank: MemoryBank, images: list[Path]) -> None:
+    several = [read_image(path)[:, :300] for path in images[:7]]
+    together = MemoryBank(bank.args, [drawing(bank.banks[1]), bank.banks[2]])
+    assert together.at_once((240, 300)) == 4
+    assert together.at_once((240, 3000)) == 1
+    for image, found in zip(several, together.localize_many(several), strict=True):
+        alone = together.localize(image)
+        np.testing.assert_allclose(found.anomaly_map, alone.anomaly_map, atol=1e-4)
+        assert found.pred_score == pytest.approx(alone.pred_score, abs=1e-4)
+
+
 @pytest.mark.parametrize("layer", [0, 1, 2, 3])
 def test_a_patch_is_three_cells_wide_in_every_layer(layer: int, weights: Callable[[str], LoadedWeights]) -> None:
     weights("mobile_sam")

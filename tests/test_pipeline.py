@@ -131,6 +131,46 @@ def test_a_broken_picture_is_an_error_and_the_others_are_inspected(inspector: In
         inspector.inspect(tmp_path / "b.png")
 
 
+class Together(Brightness):
+    """The same for up to three images at once; it counts how many came."""
+
+    def __init__(self) -> None:
+        self.came: list[int] = []
+
+    def at_once(self, original_hw: tuple[int, int]) -> int:
+        return 3 if original_hw == HW else 1
+
+    def localize(self, image: np.ndarray) -> Localization:
+        self.came.append(1)
+        return super().localize(image)
+
+    def localize_many(self, images: Sequence[np.ndarray]) -> list[Localization]:
+        self.came.append(len(images))
+        return [super(Together, self).localize(image) for image in images]
+
+
+def test_images_of_one_size_are_localized_together_and_answered_in_order(tmp_path: Path) -> None:
+    pixels = [part((x, 40)) for x in (10, 20, 30, 40, 50)] + [
+        np.tile(part((32, 40)), (1, 2, 1)),
+        part((60, 40)),
+        part((70, 40)),
+    ]
+    for number, image in enumerate(pixels):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), image)
+    (tmp_path / "4b.png").write_text("no picture")
+    localizer = Together()
+    inspector = Inspector(RecipeConfig(), BoxFiller(), localizer=localizer, threshold=THRESHOLD)
+    files = sorted(tmp_path.iterdir())
+    found = list(inspector.inspect_many(files))
+    assert localizer.came == [3, 2, 1, 2]
+    assert [one.image for one in found] == [str(file) for file in files]
+    assert [one.verdict for one in found] == ["fail"] * 5 + ["error"] + ["fail"] * 3
+    for one, file in zip(found, files, strict=True):
+        if one.verdict == "fail":
+            alone = inspector.inspect(file)
+            assert (alone.score, alone.defects[0].mask.box_xyxy) == (one.score, one.defects[0].mask.box_xyxy)
+
+
 def test_no_more_than_a_few_files_are_read_ahead(inspector: Inspector, tmp_path: Path) -> None:
     file = tmp_path / "part.png"
     cv2.imwrite(str(file), part())

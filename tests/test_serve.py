@@ -57,7 +57,7 @@ from sam_inspect.serve.messages import ClickMessage, Fields, Rle
 from sam_inspect.serve.outputs import JsonLines, Mqtt, Outbox, read_outputs
 from sam_inspect.serve.store import Arrival, Filter, Store, record
 from sam_inspect.serve.tables import Base, InspectionRow
-from sam_inspect.serve.work import WorkQueue
+from sam_inspect.serve.work import Kind, Task, WorkQueue
 
 HW = (20, 30)
 
@@ -65,22 +65,31 @@ HW = (20, 30)
 # The queue
 
 
+def task(read: Callable[[], Any], work: Callable[[Any], Any], kind: Kind | None = None) -> Task[Any, Any]:
+    return Task(read, lambda founds: map(work, founds), lambda _: kind)
+
+
+async def all_read(queue: WorkQueue) -> None:
+    while queue._waiting:
+        await asyncio.sleep(0.01)
+
+
 def test_jobs_are_done_in_order_and_their_errors_told() -> None:
     async def story() -> None:
         queue = WorkQueue(8)
-        jobs = [queue.submit(lambda n=n: n, lambda n: n * 2) for n in range(5)]
+        jobs = [queue.submit(task(lambda n=n: n, lambda n: n * 2)) for n in range(5)]
         assert [await job.answer for job in jobs] == [0, 2, 4, 6, 8]
-        broken = queue.submit(lambda: 1, lambda n: n / 0)
-        unread = queue.submit(lambda: 1 / 0, lambda n: n)
+        broken = queue.submit(task(lambda: 1, lambda n: n / 0))
+        unread = queue.submit(task(lambda: 1 / 0, lambda n: n))
         for job in (broken, unread):
             with pytest.raises(ZeroDivisionError):
                 await job.answer
-        assert await queue.submit(lambda: 1, lambda n: n).answer == 1
+        assert await queue.submit(task(lambda: 1, lambda n: n)).answer == 1
         queue.close()
         queue.join(5)
         assert queue.depth == 0
         with pytest.raises(Draining):
-            queue.submit(lambda: 1, lambda n: n)
+            queue.submit(task(lambda: 1, lambda n: n))
 
     asyncio.run(story())
 
@@ -89,18 +98,17 @@ def test_what_is_too_much_or_too_late_is_refused_and_who_goes_frees_a_place() ->
     async def story() -> None:
         queue, go = WorkQueue(2), threading.Event()
         taken = []
-        for work in (lambda _: go.wait(10), lambda _: None, lambda _: None):  # worked on, read ahead, being read ahead
-            taken.append(queue.submit(lambda: None, work))
-            while len(queue._waiting):
-                await asyncio.sleep(0.01)
-        waiting = queue.submit(lambda: "seen", lambda word: word)
-        late = queue.submit(lambda: None, lambda _: None, deadline=time.monotonic())
+        for work in (lambda _: go.wait(10), lambda _: None):  # worked on, read ahead
+            taken.append(queue.submit(task(lambda: None, work)))
+            await all_read(queue)
+        waiting = queue.submit(task(lambda: "seen", lambda word: word))
+        late = queue.submit(task(lambda: None, lambda _: None), deadline=time.monotonic())
         with pytest.raises(QueueFull) as full:
-            queue.submit(lambda: None, lambda _: None)
+            queue.submit(task(lambda: None, lambda _: None))
         assert full.value.retry_after_s >= 1
         assert queue.forget(waiting)
         assert not queue.forget(taken[0])
-        last = queue.submit(lambda: None, lambda _: "last")
+        last = queue.submit(task(lambda: None, lambda _: "last"))
         go.set()
         assert await last.answer == "last"
         with pytest.raises(TooLate):
@@ -108,6 +116,40 @@ def test_what_is_too_much_or_too_late_is_refused_and_who_goes_frees_a_place() ->
         assert all(job.answer.done() for job in taken)
         assert not waiting.answer.done()
         queue.close()
+
+    asyncio.run(story())
+
+
+def test_what_comes_together_is_worked_on_together_and_one_that_fails_spoils_no_other() -> None:
+    async def story() -> None:
+        queue, go, asked = WorkQueue(20), threading.Event(), list[list[float]]()
+
+        def halves(founds: Any) -> Iterator[float]:
+            asked.append(list(founds))
+            for found in founds:
+                yield 1 / found
+
+        kinds = {"a": Kind("a", 3), "b": Kind("b", 3)}
+        first = queue.submit(task(lambda: None, lambda _: go.wait(10), kinds["a"]))
+        while queue._read or queue._waiting:
+            await asyncio.sleep(0.01)
+        wanted = [(1, "a"), (2, "a"), (4, "a"), (5, "a"), (8, "b"), (0, "b"), (10, "b"), (16, "a")]
+        jobs = [
+            queue.submit(Task(lambda found=found: found, halves, lambda _, kind=kind: kinds[kind]))
+            for found, kind in wanted
+        ]
+        while len(queue._read) < 3:
+            await asyncio.sleep(0.01)
+        go.set()
+        await first.answer
+        answers = await asyncio.gather(*(job.answer for job in jobs), return_exceptions=True)
+        assert isinstance(answers.pop(5), ZeroDivisionError)
+        assert answers == [1, 0.5, 0.25, 0.2, 0.125, 0.1, 1 / 16]
+        assert asked[0] == [1, 2, 4]
+        assert all(len(each) <= 3 and len({dict(wanted)[found] for found in each}) == 1 for each in asked)
+        queue.close()
+        queue.join(5)
+        assert queue.depth == 0
 
     asyncio.run(story())
 

@@ -26,6 +26,19 @@ class Localizer(Protocol):
         ...
 
 
+@runtime_checkable
+class Batching(Localizer, Protocol):
+    """A localizer for which several images in one batch cost less than each alone."""
+
+    def at_once(self, original_hw: tuple[int, int]) -> int:
+        """How many images of that size are worth a batch; 1 for none."""
+        ...
+
+    def localize_many(self, images: Sequence[NDArray[np.uint8]]) -> list[Localization]:
+        """What `localize` says of each; all (H, W, 3) uint8 RGB of one size."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
     """What fitting found out about good parts.

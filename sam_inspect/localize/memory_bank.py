@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -81,8 +82,13 @@ class Bank:
 
     def distances(self, image: NDArray[np.uint8]) -> list[Map]:
         """A (h, w) float32 map a layer: each cell's distance to the nearest good patch, put where it belongs."""
-        plan = self.grid.plan(image.shape[:2])
-        return self.placed(plan, self.grid.features(image, plan))
+        return next(self.distances_of([image]))
+
+    def distances_of(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[list[Map]]:
+        """The same of each of several images of one size, which share batches."""
+        plan = self.grid.plan(images[0].shape[:2])
+        tiles = self.grid.features(images, plan)
+        return (self.placed(plan, islice(tiles, len(plan.origins_yx))) for _ in images)
 
     def placed(self, plan: TilePlan, tiles: Iterator[list[Tensor]]) -> list[Map]:
         """The same from the features of each tile."""
@@ -108,8 +114,21 @@ class MemoryBank:
 
     def localize(self, image: NDArray[np.uint8]) -> Localization:
         """See `Localizer.localize`; the map is a mean of logarithms, about 0.69 where a good part is worst."""
-        anomaly_map = self._combined([bank.deviations(bank.distances(image)) for bank in self.banks], image.shape[:2])
-        return Localization(image.shape[:2], float(anomaly_map.max()), anomaly_map=anomaly_map)
+        return self.localize_many([image])[0]
+
+    def at_once(self, original_hw: tuple[int, int]) -> int:
+        """See `Batching.at_once`; what is cut into tiles comes alone, its tiles share batches."""
+        plans = [(bank.grid, bank.grid.plan(original_hw)) for bank in self.banks]
+        if any(len(plan.origins_yx) > 1 for _, plan in plans):
+            return 1
+        return max(grid.at_once(plan) for grid, plan in plans)
+
+    def localize_many(self, images: Sequence[NDArray[np.uint8]]) -> list[Localization]:
+        """See `Batching.localize_many`."""
+        original_hw = images[0].shape[:2]
+        looks = [[bank.deviations(found) for found in bank.distances_of(images)] for bank in self.banks]
+        maps = [self._combined(found, original_hw) for found in zip(*looks, strict=True)]
+        return [Localization(original_hw, float(found.max()), anomaly_map=found) for found in maps]
 
     def _combined(self, maps: Sequence[Sequence[Map]], original_hw: tuple[int, int]) -> Map:
         """What those that draw see on average, smoothed; its peak is the score.
@@ -249,7 +268,7 @@ def _gather(
     held, step = [], 1
     for index, path in enumerate(progress(images, f"good parts through {_look(grid.config)}", len(images))):
         image = read_image(path)
-        tiles = [[layer.cpu() for layer in tile] for tile in grid.features(image, grid.plan(image.shape[:2]))]
+        tiles = [[layer.cpu() for layer in tile] for tile in grid.features([image], grid.plan(image.shape[:2]))]
         if index == 0:
             step = _announce(grid.config, len(images), tiles, quota)
         for layer, parts in zip(rows, zip(*tiles, strict=True), strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,8 @@ from sam_inspect.networks.backbone import Backbone
 
 LONGEST_SHRUNK_PX = 1024
 MOST_ENLARGED = 2.0
-TILES_AT_ONCE = {"cpu": 1, "cuda": 4}
+TILES_AT_ONCE = {"cpu": 4, "cuda": 16}
+PIXELS_AT_ONCE = {"cpu": 512 * 512, "cuda": 16 * 512 * 512}
 
 
 class BackboneConfig(Section):
@@ -62,15 +63,34 @@ class PatchGrid:
             original_hw, tile_px=self.config.size_px, stride=stride, min_scale=self.scale, max_scale=self.scale
         )
 
-    def features(self, image: NDArray[np.uint8], plan: TilePlan) -> Iterator[list[Tensor]]:
-        """For each tile of the plan, in order, one (h, w, C) float32 a layer, averaged over 3 x 3 cells."""
-        whole, (tile_h, tile_w) = scaled(image, plan.scaled_hw), plan.tile_hw
-        tiles = [whole[y : y + tile_h, x : x + tile_w] for y, x in plan.origins_yx]
-        at_once = TILES_AT_ONCE[self.backbone.device.type]
-        for start in range(0, len(tiles), at_once):
-            pixels = torch.from_numpy(np.stack(tiles[start : start + at_once])).permute(0, 3, 1, 2).float()
+    def at_once(self, plan: TilePlan) -> int:
+        """Tiles that share a batch: on a CPU as many as fit its caches, beyond which a batch gains nothing."""
+        device = self.backbone.device.type
+        return min(TILES_AT_ONCE[device], max(1, PIXELS_AT_ONCE[device] // math.prod(plan.tile_hw)))
+
+    def features(self, images: Sequence[NDArray[np.uint8]], plan: TilePlan) -> Iterator[list[Tensor]]:
+        """For each tile of each image, in order, one (h, w, C) float32 a layer, averaged over 3 x 3 cells."""
+        tiles = list(self._tiles(images, plan))
+        start, at_once = 0, self.at_once(plan)
+        while start < len(tiles):
+            count = self._batch(len(tiles) - start, at_once)
+            pixels = torch.from_numpy(np.stack(tiles[start : start + count])).permute(0, 3, 1, 2).float()
             layers = [self.on_cells(layer.float(), plan.tile_hw) for layer in self.backbone.features(pixels)]
-            yield from ([layer[i] for layer in layers] for i in range(len(pixels)))
+            yield from ([layer[i] for layer in layers] for i in range(count))
+            start += count
+
+    def _batch(self, remaining: int, at_once: int) -> int:
+        """Of how many the next one is; on a CPU full or alone, because runtimes need a graph for each number."""
+        if remaining >= at_once:
+            return at_once
+        return 1 if self.backbone.device.type == "cpu" else remaining
+
+    @staticmethod
+    def _tiles(images: Sequence[NDArray[np.uint8]], plan: TilePlan) -> Iterator[NDArray[np.uint8]]:
+        tile_h, tile_w = plan.tile_hw
+        for image in images:
+            whole = scaled(image, plan.scaled_hw)
+            yield from (whole[y : y + tile_h, x : x + tile_w] for y, x in plan.origins_yx)
 
     def on_cells(self, layer: Tensor, tile_hw: tuple[int, int]) -> Tensor:
         """(B, C, h, w) of any stride as (B, h', w', C) on cells no finer than `cell_px`, then averaged over 3 x 3.

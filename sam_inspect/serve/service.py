@@ -7,21 +7,20 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sam_inspect.errors import Conflict, ServiceError
-from sam_inspect.images import read_image, read_size, suffix_of
+from sam_inspect.images import read_size, suffix_of
+from sam_inspect.localize.boxes import GivenBox
 from sam_inspect.masks import to_rle
-from sam_inspect.records import CropMask, Inspection
+from sam_inspect.pipeline import Part
+from sam_inspect.records import CropMask
 from sam_inspect.serve.clicks import Clicker, Clicks
 from sam_inspect.serve.figures import Figures
 from sam_inspect.serve.messages import Fields, Review
@@ -29,11 +28,10 @@ from sam_inspect.serve.outputs import Outbox
 from sam_inspect.serve.shelf import Loaded, Shelf
 from sam_inspect.serve.store import Arrival, Store
 from sam_inspect.serve.tables import InspectionRow
-from sam_inspect.serve.work import Job, WorkQueue
+from sam_inspect.serve.work import Job, Kind, Task, WorkQueue
 
 T = TypeVar("T")
 Gone = Callable[[], Awaitable[bool]]
-Read = tuple[NDArray[np.uint8], float]
 Clicked = tuple[CropMask | None, float, tuple[int, int]]
 LOOK_S = 0.1
 PRUNE_S = 60.0
@@ -129,10 +127,9 @@ class Service:
                 return known
             read_size(image, max_pixels=self.limits.image_pixels, name=name)
             deadline = None if deadline_s is None else started + deadline_s
-            job = self.queue.submit(
-                partial(self._read, image, name), partial(_inspected, loaded, name, fields), deadline
-            )
-            inspection = await self._answer(job, gone)
+            read = partial(self._read, image, name, fields)
+            task = Task(read, loaded.inspector.inspect_together, partial(_kind, loaded))
+            inspection = await self._answer(self.queue.submit(task, deadline), gone)
             save = partial(self.store.save, inspection, image, suffix_of(image) or ".bin", arrival, self.outbox.names)
             row = await asyncio.get_running_loop().run_in_executor(self._keeper, save)
         self.figures.answered(loaded, inspection, time.monotonic() - started)
@@ -148,8 +145,8 @@ class Service:
             key: of the image, under which its encoded views are kept.
             clicks: in pixels of the image.
         """
-        work = partial(self._clicked, self.shelf.get(recipe), key, clicks)
-        return await self._answer(self.queue.submit(partial(self._read, image, "image"), work), None)
+        task = Task(partial(self._read, image, "image"), partial(self._clicked, self.shelf.get(recipe), key, clicks))
+        return await self._answer(self.queue.submit(task), None)
 
     async def review(self, row: InspectionRow, review: Review) -> InspectionRow:
         """Keeps what a person says. Raises ValueError: a mask does not fit the image."""
@@ -246,22 +243,21 @@ class Service:
             if gone is not None and await gone() and self.queue.forget(job):
                 raise ClientGone("the client went away")
 
-    def _read(self, image: bytes, name: str) -> Read:
-        start = time.perf_counter()
-        pixels = read_image(image, name=name, max_pixels=self.limits.image_pixels)
-        return pixels, 1000 * (time.perf_counter() - start)
+    def _read(self, image: bytes, name: str, fields: Fields | None = None) -> Part:
+        part = Part.read(image, name, max_pixels=self.limits.image_pixels)
+        boxes = fields.boxes if fields else None
+        return replace(part, boxes=None if boxes is None else [GivenBox(box, None) for box in boxes])
 
-    def _clicked(self, loaded: Loaded, key: str, clicks: Clicks, read: Read) -> Clicked:
-        inspector, pixels = loaded.inspector, read[0]
+    def _clicked(self, loaded: Loaded, key: str, clicks: Clicks, parts: Sequence[Part]) -> Iterator[Clicked]:
+        inspector, (part,) = loaded.inspector, parts
         of = (f"{loaded.name} {loaded.version}", key)
-        mask, iou = self._clicker.mask(inspector.segmenter, pixels, of, clicks, inspector.config.prompt)
-        return mask, iou, (pixels.shape[0], pixels.shape[1])
+        mask, iou = self._clicker.mask(inspector.segmenter, part.image, of, clicks, inspector.config.prompt)
+        yield mask, iou, (part.image.shape[0], part.image.shape[1])
 
 
-def _inspected(loaded: Loaded, name: str, fields: Fields, read: Read) -> Inspection:
-    inspection = loaded.inspector.inspect(read[0], name, fields.boxes)
-    inspection.timings_ms["read"] = read[1]
-    return inspection
+def _kind(loaded: Loaded, part: Part) -> Kind:
+    """Parts of one recipe and size share batches of its heatmap."""
+    return Kind((loaded.name, loaded.version, part.image.shape), loaded.inspector.at_once(part))
 
 
 def _arrival(loaded: Loaded, image: bytes, fields: Fields, key: str | None) -> Arrival:

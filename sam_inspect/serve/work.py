@@ -1,4 +1,7 @@
-"""The queue before the model: bounded and in order. One thread reads ahead, one works; late work is not done."""
+"""The queue before the model: bounded and in order. Late work is not done.
+
+One thread reads ahead, one works: on one job, or on several that came together and are of one kind.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from queue import Queue
 from typing import Any, Generic, TypeVar
 
 from sam_inspect.errors import Draining, QueueFull, TooLate
@@ -20,20 +21,47 @@ T = TypeVar("T")
 SMOOTHING = 0.2
 
 
-@dataclass(slots=True, eq=False)
-class Job(Generic[P, T]):
-    """A piece of work that waits.
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What jobs must share to be worked on together.
+
+    Attributes:
+        key: equal for those.
+        most: how many at once.
+    """
+
+    key: Hashable
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task(Generic[P, T]):
+    """A piece of work in two steps.
 
     Attributes:
         read: what comes before the work, while the model is busy with the one before.
-        work: what is to be done with that, in the model's thread.
+        work: what is to be done with that, in the model's thread; it is given several where `kind` allows, and answers
+            one after another.
+        kind: of what was read; None for work that is done alone.
+    """
+
+    read: Callable[[], P]
+    work: Callable[[Sequence[P]], Iterator[T]]
+    kind: Callable[[P], Kind | None] = lambda _: None
+
+
+@dataclass(slots=True, eq=False)
+class Job(Generic[P, T]):
+    """A task that waits.
+
+    Attributes:
+        task: what is to be done.
         answer: what it came to, for the event loop that asked.
         loop: that loop.
         deadline: `time.monotonic()` after which nobody wants it; None for never.
     """
 
-    read: Callable[[], P]
-    work: Callable[[P], T]
+    task: Task[P, T]
     answer: asyncio.Future[T]
     loop: asyncio.AbstractEventLoop
     deadline: float | None
@@ -55,20 +83,29 @@ class Job(Generic[P, T]):
             return
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Read:
+    """A job after its first step: what was read, and its kind."""
+
+    job: Job[Any, Any]
+    found: Any
+    kind: Kind | None
+
+
 class WorkQueue:
     """Jobs in the order of their arrival.
 
     Args:
-        most: jobs that may wait, beside the one that is worked on and the one that is read ahead.
+        most: jobs that may wait, beside those that are worked on and those that are read ahead.
     """
 
     def __init__(self, most: int) -> None:
         self.most, self.seconds = most, 0.5
         self._waiting: deque[Job[Any, Any]] = deque()
-        self._ready = threading.Condition()
-        self._closed = False
+        self._read: deque[_Read] = deque()
+        self._changed = threading.Condition()
+        self._closed = self._all_read = False
         self._taken = 0
-        self._read: Queue[tuple[Job[Any, Any], Any] | None] = Queue(maxsize=1)
         self._threads = [
             threading.Thread(target=self._read_ahead, name="reader", daemon=True),
             threading.Thread(target=self._run, name="model", daemon=True),
@@ -79,24 +116,24 @@ class WorkQueue:
     @property
     def depth(self) -> int:
         """Jobs that wait or are worked on."""
-        with self._ready:
+        with self._changed:
             return len(self._waiting) + self._taken
 
-    def submit(self, read: Callable[[], P], work: Callable[[P], T], deadline: float | None = None) -> Job[P, T]:
-        """Takes a job, from a coroutine.
+    def submit(self, task: Task[P, T], deadline: float | None = None) -> Job[P, T]:
+        """Takes a task, from a coroutine.
 
         Raises:
             QueueFull, Draining.
         """
         loop = asyncio.get_running_loop()
-        job = Job(read, work, loop.create_future(), loop, deadline)
-        with self._ready:
+        job = Job(task, loop.create_future(), loop, deadline)
+        with self._changed:
             if self._closed:
                 raise Draining("the service is stopping", "send it again when it is back")
             if len(self._waiting) >= self.most:
                 raise self._full()
             self._waiting.append(job)
-            self._ready.notify()
+            self._changed.notify_all()
         return job
 
     def _full(self) -> QueueFull:
@@ -107,7 +144,7 @@ class WorkQueue:
 
     def forget(self, job: Job[Any, Any]) -> bool:
         """Frees the place of a job that waits; one that is worked on is finished. Whether it waited."""
-        with self._ready:
+        with self._changed:
             if job in self._waiting:
                 self._waiting.remove(job)
                 return True
@@ -115,9 +152,9 @@ class WorkQueue:
 
     def close(self) -> None:
         """Takes nothing new; what was taken is finished."""
-        with self._ready:
+        with self._changed:
             self._closed = True
-            self._ready.notify()
+            self._changed.notify_all()
 
     def join(self, timeout_s: float | None = None) -> None:
         """Waits until all that was taken is done, after `close`."""
@@ -126,41 +163,86 @@ class WorkQueue:
 
     def _read_ahead(self) -> None:
         while (job := self._next()) is not None:
-            if (read := self._tried(job, job.read)) is not None:
-                self._read.put((job, *read))
-            else:
-                self._done()
-        self._read.put(None)
+            read = self._first_step(job)
+            with self._changed:
+                if read is None:
+                    self._taken -= 1
+                else:
+                    self._read.append(read)
+                self._changed.notify_all()
+        with self._changed:
+            self._all_read = True
+            self._changed.notify_all()
 
-    def _run(self) -> None:
-        while (entry := self._read.get()) is not None:
-            job, read = entry
-            start = time.monotonic()
-            if (answer := self._tried(job, partial(job.work, read))) is not None:
-                job.settle(answer[0], None)
-                self.seconds += SMOOTHING * (time.monotonic() - start - self.seconds)
-            self._done()
+    def _next(self) -> Job[Any, Any] | None:
+        """The oldest job, when there is room for it among those that are read; None when closed and empty."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._has_room() and (self._waiting or self._closed))
+            if not self._waiting:
+                return None
+            self._taken += 1
+            return self._waiting.popleft()
 
-    def _tried(self, job: Job[Any, Any], step: Callable[[], T]) -> tuple[T] | None:
-        """What a step of the job came to; None where it is too late, or failed, which whoever asked is told."""
+    def _has_room(self) -> bool:
+        """One is read ahead, or as many as can be worked on together."""
+        kind = self._read[0].kind if self._read else None
+        return len(self._read) < (kind.most if kind else 1)
+
+    def _first_step(self, job: Job[Any, Any]) -> _Read | None:
+        """None where it failed or is too late, which whoever asked is told."""
         try:
-            if job.deadline is not None and time.monotonic() > job.deadline:
-                raise TooLate("its deadline passed before its turn", "give it longer")
-            return (step(),)
+            _check_deadline(job)
+            found = job.task.read()
+            return _Read(job, found, job.task.kind(found))
         except BaseException as error:  # whatever it is, the thread goes on
             job.settle(None, error)
             return None
 
-    def _next(self) -> Job[Any, Any] | None:
-        """The oldest job; None when closed and empty."""
-        with self._ready:
-            while not self._waiting:
-                if self._closed:
-                    return None
-                self._ready.wait()
-            self._taken += 1
-            return self._waiting.popleft()
+    def _run(self) -> None:
+        while reads := self._together():
+            if wanted := [read for read in reads if _in_time(read.job)]:
+                start = time.monotonic()
+                self._second_step(wanted)
+                self.seconds += SMOOTHING * ((time.monotonic() - start) / len(wanted) - self.seconds)
+            with self._changed:
+                self._taken -= len(reads)
 
-    def _done(self) -> None:
-        with self._ready:
-            self._taken -= 1
+    def _together(self) -> list[_Read]:
+        """The oldest job that is read, and those after it that can be worked on with it; none when all is done."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._read or self._all_read)
+            reads = [self._read.popleft()] if self._read else []
+            kind = reads[0].kind if reads else None
+            while kind and self._read and self._read[0].kind == kind and len(reads) < kind.most:
+                reads.append(self._read.popleft())
+            self._changed.notify_all()
+        return reads
+
+    def _second_step(self, reads: Sequence[_Read]) -> None:
+        """Answers each, one after another; where one fails, those after it are begun anew."""
+        if not reads:
+            return
+        done = 0
+        try:
+            answers = reads[0].job.task.work([read.found for read in reads])
+            for read, answer in zip(reads, answers, strict=True):
+                read.job.settle(answer, None)
+                done += 1
+        except BaseException as error:  # whatever it is, the thread goes on
+            reads[done].job.settle(None, error)
+            self._second_step(reads[done + 1 :])
+
+
+def _check_deadline(job: Job[Any, Any]) -> None:
+    if job.deadline is not None and time.monotonic() > job.deadline:
+        raise TooLate("its deadline passed before its turn", "give it longer")
+
+
+def _in_time(job: Job[Any, Any]) -> bool:
+    """Whether it is; whoever asked is told where it is not."""
+    try:
+        _check_deadline(job)
+    except TooLate as late:
+        job.settle(None, late)
+        return False
+    return True
