@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
 
 from sam_inspect.errors import SamInspectError, UsageError
 from sam_inspect.images import find_images
@@ -34,7 +35,7 @@ from sam_inspect.segment.sam import Embedding, MobileSam, Sam
 
 MOST_IMAGES = 16
 LEAST_IOU = 0.99
-VIEW_PX, ROUNDS, MANY = 512, 16, 8
+VIEW_PX, ROUNDS, MANY, PRODUCT = 512, 16, 8, 2048
 Row = dict[str, Any]
 COLUMNS = {
     "runtime": "{runtime} {precision}",
@@ -52,6 +53,7 @@ NETWORK_COLUMNS = {
     "threads": "{threads}",
     "encode 1 view ms p50 / p95": "{encode_1[p50]:.0f} / {encode_1[p95]:.0f}",
     "8 views": "{encode_8[p50]:.0f} / {encode_8[p95]:.0f}",
+    "GFLOP/s: encoder / matrix product": "{encode_gflops:.0f} / {product_gflops:.0f}",
     "decode 1 box": "{decode_1[p50]:.1f} / {decode_1[p95]:.1f}",
     "8 boxes": "{decode_8[p50]:.1f} / {decode_8[p95]:.1f}",
     "off by %": "{off:.2%}",
@@ -106,13 +108,15 @@ def bench(recipe: Path, images: Sequence[str], threads: Sequence[int], progress:
 def bench_networks(threads: Sequence[int], progress: Progress) -> list[Row]:
     """MobileSAM's encoder on views of 512 pixels and its decoder, a row for each runtime, precision and threads.
 
-    `off` is the mean difference of the features from torch's in f32, over their mean size.
+    `off` is the mean difference of the features from torch's in f32, over their mean size. The encoder's operations a
+    second stand beside those of torch's product of two large matrices, which is about what the machine can do.
 
     Raises:
         WeightsMissing: they are not here.
     """
     network, facts = load_sam("mobile_sam", None, "cpu")
     usual, ways = torch.get_num_threads(), [(runtime, count) for runtime in usable() for count in threads]
+    gflop = _gflop(network.image_encoder)
     reference: NDArray[np.float32] | None = None
     rows = []
     try:
@@ -125,7 +129,11 @@ def bench_networks(threads: Sequence[int], progress: Progress) -> list[Row]:
             reference = features if reference is None else reference
             off = float(np.abs(features - reference).mean() / np.abs(reference).mean())
             names = {"runtime": runtime.name, "precision": runtime.precision, "threads": count}
-            rows.append(names | row | {"off": off})
+            speeds = {
+                "encode_gflops": 1000 * gflop / row["encode_1"]["p50"],
+                "product_gflops": _product_gflops(runtime),
+            }
+            rows.append(names | row | speeds | {"off": off})
     finally:
         torch.set_num_threads(usual)
     return rows
@@ -139,6 +147,20 @@ def _network_row(sam: Sam, encode: Running) -> tuple[Row, NDArray[np.float32]]:
     row = {f"encode_{count}": _timed(partial(encode, pixels[:count]), ROUNDS // count) for count in (1, MANY)}
     row |= {f"decode_{count}": _timed(partial(sam.decode, embedding, boxes[:count]), ROUNDS) for count in (1, MANY)}
     return row, embedding.features.numpy()
+
+
+def _gflop(encoder: torch.nn.Module) -> float:
+    """Of one view, a multiplication and an addition counted as two."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        encoder(torch.zeros(1, 3, VIEW_PX, VIEW_PX))
+    return float(counter.get_total_flops()) / 1e9
+
+
+def _product_gflops(runtime: Runtime) -> float:
+    one, other = torch.randn(
+        2, PRODUCT, PRODUCT, dtype=torch.bfloat16 if runtime.precision == "bf16" else torch.float32
+    )
+    return 2 * PRODUCT**3 / 1e6 / _timed(partial(torch.matmul, one, other), ROUNDS)["p50"]
 
 
 def _timed(work: Callable[[], object], rounds: int) -> dict[str, float]:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from segment_anything import SamPredictor, sam_model_registry
+from segment_anything.modeling import TwoWayTransformer
 
 from sam_inspect.errors import WeightsError
 from sam_inspect.images import read_image
 from sam_inspect.masks import on_crop
 from sam_inspect.networks.sam import build_sam
+from sam_inspect.networks.two_way import two_way
 from sam_inspect.records import Candidates, Prompt, View
 from sam_inspect.segment.sam import MobileSam, SamVitB
 from sam_inspect.weights import LoadedWeights
@@ -131,3 +133,24 @@ def test_a_sam_saved_by_transformers_is_read_under_the_official_names(tmp_path: 
     assert {name: value.item() for name, value in read.items()} == {
         ours: float(place) for place, ours in enumerate(TRANSFORMERS_NAMES.values())
     }
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 40])
+def test_the_two_way_transformer_answers_and_learns_as_segment_anythings_own(tokens: int) -> None:
+    torch.manual_seed(0)
+    transformer = TwoWayTransformer(depth=2, embedding_dim=64, mlp_dim=96, num_heads=4)
+    embeddings, pe, asked = torch.randn(3, 64, 6, 9), torch.randn(1, 64, 6, 9), torch.randn(3, tokens, 64)
+    gradients = []
+    for run in (two_way, lambda own, image, pe, asked: own(image, pe.expand(3, -1, -1, -1), asked)):
+        transformer.zero_grad()
+        answers, cells = run(transformer, embeddings, pe, asked)
+        (answers.square().mean() + cells.pow(3).mean()).backward()
+        gradients.append((answers, cells, [p.grad for p in transformer.parameters()]))
+    (answers, cells, own), (expected_answers, expected_cells, expected) = gradients
+    torch.testing.assert_close(answers, expected_answers, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(cells, expected_cells, atol=1e-5, rtol=1e-4)
+    for (name, _), found, wanted in zip(transformer.named_parameters(), own, expected, strict=True):
+        if name.endswith("token_to_image.k_proj.bias"):
+            assert wanted.abs().max() < 1e-6, name  # it moves all scores of a token alike: nothing to learn
+        else:
+            torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-3)

@@ -16,11 +16,10 @@ from torch import Tensor
 from sam_inspect.config import Section
 from sam_inspect.images import TilePlan, plan_tiles, scaled
 from sam_inspect.networks.backbone import Backbone
+from sam_inspect.networks.runtime import at_once, batches_of
 
 LONGEST_SHRUNK_PX = 1024
 MOST_ENLARGED = 2.0
-TILES_AT_ONCE = {"cpu": 4, "cuda": 16}
-PIXELS_AT_ONCE = {"cpu": 512 * 512, "cuda": 16 * 512 * 512}
 
 
 class BackboneConfig(Section):
@@ -64,26 +63,16 @@ class PatchGrid:
         )
 
     def at_once(self, plan: TilePlan) -> int:
-        """Tiles that share a batch: on a CPU as many as fit its caches, beyond which a batch gains nothing."""
-        device = self.backbone.device.type
-        return min(TILES_AT_ONCE[device], max(1, PIXELS_AT_ONCE[device] // math.prod(plan.tile_hw)))
+        """Tiles that share a batch."""
+        return at_once(math.prod(plan.tile_hw), self.backbone.device)
 
     def features(self, images: Sequence[NDArray[np.uint8]], plan: TilePlan) -> Iterator[list[Tensor]]:
         """For each tile of each image, in order, one (h, w, C) float32 a layer, averaged over 3 x 3 cells."""
         tiles = list(self._tiles(images, plan))
-        start, at_once = 0, self.at_once(plan)
-        while start < len(tiles):
-            count = self._batch(len(tiles) - start, at_once)
-            pixels = torch.from_numpy(np.stack(tiles[start : start + count])).permute(0, 3, 1, 2).float()
+        for batch in batches_of(len(tiles), math.prod(plan.tile_hw), self.backbone.device):
+            pixels = torch.from_numpy(np.stack(tiles[batch])).permute(0, 3, 1, 2).float()
             layers = [self.on_cells(layer.float(), plan.tile_hw) for layer in self.backbone.features(pixels)]
-            yield from ([layer[i] for layer in layers] for i in range(count))
-            start += count
-
-    def _batch(self, remaining: int, at_once: int) -> int:
-        """Of how many the next one is; on a CPU full or alone, because runtimes need a graph for each number."""
-        if remaining >= at_once:
-            return at_once
-        return 1 if self.backbone.device.type == "cpu" else remaining
+            yield from ([layer[i] for layer in layers] for i in range(len(pixels)))
 
     @staticmethod
     def _tiles(images: Sequence[NDArray[np.uint8]], plan: TilePlan) -> Iterator[NDArray[np.uint8]]:

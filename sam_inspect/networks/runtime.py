@@ -30,6 +30,8 @@ from sam_inspect.weights import cache_folder
 OPSET = 17
 MOST_GRAPHS = 32
 MAKING_SECONDS, LOADING_SECONDS = 2.5, 0.4
+IMAGES_AT_ONCE = {"cpu": 4, "cuda": 16}
+PIXELS_AT_ONCE = {"cpu": 512 * 512, "cuda": 16 * 512 * 512}
 Free = Mapping[int, Sequence[int]]
 FIXED: Free = {}
 log = logging.getLogger(__name__)
@@ -55,6 +57,21 @@ def has_bf16() -> bool:
     """Whether this processor multiplies bfloat16 faster than float32: with AVX512-BF16 or AMX."""
     capable = torch.cpu.get_capabilities()
     return bool(capable.get("avx512_bf16") or capable.get("amx_bf16"))
+
+
+def at_once(pixels: int, device: torch.device) -> int:
+    """Images of so many pixels that share a batch: on a CPU what its caches hold; beyond that a batch gains nothing."""
+    return min(IMAGES_AT_ONCE[device.type], max(1, PIXELS_AT_ONCE[device.type] // pixels))
+
+
+def batches_of(count: int, pixels: int, device: torch.device) -> Iterator[slice]:
+    """The batches of `count` images of so many pixels; on a CPU full or alone, as each number needs its own graph."""
+    most, start = at_once(pixels, device), 0
+    while start < count:
+        rest = count - start
+        size = most if rest >= most else 1 if device.type == "cpu" else rest
+        yield slice(start, start + size)
+        start += size
 
 
 class Running(Protocol):

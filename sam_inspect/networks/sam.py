@@ -21,6 +21,7 @@ from timm.models.tiny_vit import ConvNorm
 from torch import Tensor, nn
 
 from sam_inspect.errors import WeightsError
+from sam_inspect.networks.two_way import two_way
 
 EMBED_DIM = 256
 STRIDE = 16
@@ -117,7 +118,7 @@ def decode_each(
     count, _, height, width = embeddings.shape
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([own.expand(count, -1, -1), sparse], 1)
-    answers, pixels = decoder.transformer(embeddings + dense, image_pe.expand(count, -1, -1, -1), tokens)
+    answers, pixels = two_way(decoder.transformer, embeddings + dense, image_pe, tokens)
     upscaled = decoder.output_upscaling(pixels.transpose(1, 2).reshape(count, -1, height, width))
     heads = decoder.output_hypernetworks_mlps
     weights = torch.stack([head(answers[:, 1 + index]) for index, head in enumerate(heads)], 1)

@@ -22,13 +22,12 @@ from torch import Tensor, nn
 from sam_inspect.config import Section, validated
 from sam_inspect.errors import WeightsError
 from sam_inspect.networks.loaded import load_sam
-from sam_inspect.networks.runtime import run
+from sam_inspect.networks.runtime import batches_of, run
 from sam_inspect.networks.sam import PIXEL_MEAN, PIXEL_STD, SamNetwork, build_sam, decode_each, load_checked
 from sam_inspect.records import Candidates, Prompt, View
 from sam_inspect.segment.views import batches, shown, to_input
 
-# A CPU is fastest with what its caches hold: one view, and prompts for two views of 1024 pixels or eight of 512.
-VIEWS_PER_BATCH = {"cpu": 1, "cuda": 8}
+# A CPU is fastest with what its caches hold: prompts for two views of 1024 pixels or eight of 512.
 TOKENS_PER_BATCH = {"cpu": 8192, "cuda": 262_144}
 MASKS_PER_PROMPT = 4
 ENCODER = "image_encoder."
@@ -113,7 +112,7 @@ class Sam:
         return decoder | {ENCODER + name: value for name, value in encoder.items()}
 
     def segment(self, image: NDArray[np.uint8], views: Sequence[View]) -> list[Candidates]:
-        """See `Segmenter.segment`; on a GPU views of the same input size in batches."""
+        """See `Segmenter.segment`; views of the same input size share batches where that pays."""
         return [
             candidates
             for embedding in self.encode(image, views)
@@ -132,12 +131,10 @@ class Sam:
             views = [replace(view, input_px=self.fixed_input_px) for view in views]
         for _, group in groupby(views, key=lambda view: view.input_px):
             same_size = list(group)
-            at_once = VIEWS_PER_BATCH[self.device.type]
-            for start in range(0, len(same_size), at_once):
-                batch = same_size[start : start + at_once]
-                pixels = torch.stack([normalised(shown(image, view), view.input_px) for view in batch])
+            for batch in batches_of(len(same_size), same_size[0].input_px ** 2, self.device):
+                pixels = torch.stack([normalised(shown(image, view), view.input_px) for view in same_size[batch]])
                 (features,) = self._encode(pixels.to(self.device))
-                for index, view in enumerate(batch):
+                for index, view in enumerate(same_size[batch]):
                     yield Embedding(view, features[index : index + 1])
 
     @torch.inference_mode()
