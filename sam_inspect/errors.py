@@ -14,6 +14,7 @@ SamInspectError
 ├── PluginError           1, 500   a plugin that does not load or breaks its contract
 │   └── ExtraMissing      2, 500   a part that is not installed
 └── ServiceError          1, 503   what only a running service meets: its store does not answer
+    ├── Refused           1, 503   an output does not want a record
     ├── NotFound          1, 404   no such recipe or inspection
     ├── Forbidden         1, 401   no key, or none that is known
     ├── Conflict          1, 409   the same idempotency key with another image
@@ -119,6 +120,10 @@ class ServiceError(SamInspectError):
     """What only a running service meets: its store, or a side that it delivers to, does not answer."""
 
     http_status = 503
+
+
+class Refused(ServiceError):
+    """An output's other side has read a record and does not want it."""
 
 
 class NotFound(ServiceError):

@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from sam_inspect.errors import (
     NotFound,
     OutputError,
     QueueFull,
+    Refused,
     ServiceError,
     TooLate,
     UsageError,
@@ -49,12 +51,12 @@ from sam_inspect.masks import from_full
 from sam_inspect.records import Candidates, Defect, Inspection, Prompt, View
 from sam_inspect.serve import outputs as outputs_module
 from sam_inspect.serve.clicks import Clicker, Clicks
-from sam_inspect.serve.figures import distance
+from sam_inspect.serve.figures import Figures, distance
 from sam_inspect.serve.guard import is_loopback
 from sam_inspect.serve.keys import KeyRing, add_key, read_keys, remove_key
 from sam_inspect.serve.labels import write_labels
 from sam_inspect.serve.messages import ClickMessage, Fields, Rle
-from sam_inspect.serve.outputs import JsonLines, Mqtt, Outbox, read_outputs
+from sam_inspect.serve.outputs import JsonLines, Mqtt, Outbox, Webhook, read_outputs
 from sam_inspect.serve.store import Arrival, Filter, Store, record
 from sam_inspect.serve.tables import Base, InspectionRow
 from sam_inspect.serve.work import Kind, Task, WorkQueue
@@ -361,6 +363,81 @@ def test_an_output_that_was_away_is_told_all_in_order(tmp_path: Path) -> None:
     assert flaky.heard == ids
     assert other.heard == ids
     store.close()
+
+
+class Choosy(Flaky):
+    """An output that does not want every second record, until it is mended."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.seen, self.mended = list[str](), False
+
+    def send(self, record: Any) -> None:
+        self.seen.append(record["id"])
+        if len(self.seen) % 2 == 0 and not self.mended:
+            raise Refused("422", "")
+        super().send(record)
+
+
+def test_what_an_output_refuses_holds_up_nothing_and_is_tried_at_the_next_start(tmp_path: Path) -> None:
+    store, choosy = Store(tmp_path), Choosy()
+
+    def run() -> None:
+        outbox = Outbox(store, {"mes": choosy})  # type: ignore[dict-item]
+        outbox.start()
+        until = time.monotonic() + 20
+        while store.waiting() and time.monotonic() < until:
+            time.sleep(0.05)
+        outbox.close()
+
+    ids = [store.save(inspection(), b"x", ".png", arrival(), ["mes"]).id for _ in range(4)]
+    run()
+    assert choosy.heard == [ids[0], ids[2]]
+    assert store.waiting(refused=True) == {"mes": 2}
+    choosy.mended = True
+    run()
+    assert choosy.heard == [ids[0], ids[2], ids[1], ids[3]]
+    assert store.waiting(refused=True) == {}
+    store.close()
+
+
+def test_what_was_refused_may_be_forgotten_with_its_inspection(store: Store) -> None:
+    store.save(inspection(), b"x", ".png", arrival(), ["mes"])
+    (delivery,) = store.due("mes", 9)
+    assert store.prune(None, 0) == 0
+    store.refused(delivery, "422")
+    assert store.due("mes", 9) == []
+    assert store.prune(None, 0) == 1
+    assert store.waiting(refused=True) == {}
+
+
+def test_an_output_that_has_caught_up_waits_for_nothing() -> None:
+    figures = Figures()
+    assert b'deliveries_waiting{output="mes"} 3.0' in figures.page(0, {"mes": 3}, {"mes": 0})
+    assert b'deliveries_waiting{output="mes"} 0.0' in figures.page(0, {"mes": 0}, {"mes": 1})
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(422, Refused), (401, ServiceError), (503, ServiceError), (302, ServiceError)]
+)
+def test_a_webhook_tells_what_it_will_never_want_from_what_it_cannot_take_now(
+    status: int, kind: type[Exception]
+) -> None:
+    class Answering(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ServiceError) as problem:
+            Webhook.from_config({"url": f"http://127.0.0.1:{server.server_port}/"}).send({"id": "1"})
+        server.shutdown()
+    assert type(problem.value) is kind
 
 
 def test_lines_are_whole_and_not_doubled(tmp_path: Path) -> None:

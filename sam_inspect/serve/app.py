@@ -303,10 +303,10 @@ async def review(inspection: Id, message: Review, service: On) -> Stored:
 )
 async def labels(service: On, background: BackgroundTasks, recipe: Word | None = None) -> Response:
     """What was reviewed, as a data set in MVTec layout, from which `sam-inspect finetune` learns."""
+    rows = await asyncio.to_thread(service.store.page, Filter(recipe=recipe, reviewed=True), MOST_LABELS)
     with tempfile.NamedTemporaryFile(suffix=".zip", delete=False) as file:
         path = Path(file.name)
     background.add_task(path.unlink, missing_ok=True)
-    rows = await asyncio.to_thread(service.store.page, Filter(recipe=recipe, reviewed=True), MOST_LABELS)
     await asyncio.to_thread(write_labels, service.store, rows, path)
     return FileResponse(path, media_type="application/zip", filename="labels.zip", background=background)
 
@@ -339,8 +339,11 @@ async def events(service: On, last_event_id: Annotated[Id | None, Header()] = No
 @api.get("/metrics", response_class=Response)
 async def metrics(service: On) -> Response:
     """For Prometheus."""
-    waiting = await asyncio.to_thread(service.store.waiting)
-    return Response(service.figures.page(service.queue.depth, waiting), media_type="text/plain; version=0.0.4")
+    none = dict.fromkeys(service.outbox.names, 0)
+    waiting = none | await asyncio.to_thread(service.store.waiting)
+    refused = none | await asyncio.to_thread(service.store.waiting, refused=True)
+    page = service.figures.page(service.queue.depth, waiting, refused)
+    return Response(page, media_type="text/plain; version=0.0.4")
 
 
 @probes.get("/", include_in_schema=False)

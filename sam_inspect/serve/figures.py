@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ class Figures:
         self._verdicts = Counter("sam_inspect_verdicts", "Inspections", ["recipe", "verdict"], registry=self.registry)
         self._queue = Gauge("sam_inspect_queue_depth", "Images that wait or are worked on", registry=self.registry)
         self._waiting = Gauge("sam_inspect_deliveries_waiting", "Not delivered", ["output"], registry=self.registry)
+        self._refused = Gauge("sam_inspect_deliveries_refused", "Set aside", ["output"], registry=self.registry)
         self._drift = Gauge(
             "sam_inspect_score_drift",
             "Kolmogorov-Smirnov distance of the last scores of passed parts from those of good parts in training",
@@ -60,11 +62,13 @@ class Figures:
         """Counts a request."""
         self._requests.labels(route, str(status)).inc()
 
-    def page(self, queue_depth: int, waiting: dict[str, int]) -> bytes:
-        """In Prometheus's text format."""
+    def page(self, queue_depth: int, waiting: Mapping[str, int], refused: Mapping[str, int]) -> bytes:
+        """In Prometheus's text format; what waits and what was refused by output."""
         self._queue.set(queue_depth)
-        for output, count in waiting.items():
-            self._waiting.labels(output).set(count)
+        for gauge, counts in ((self._waiting, waiting), (self._refused, refused)):
+            gauge.clear()
+            for output, count in counts.items():
+                gauge.labels(output).set(count)
         return generate_latest(self.registry)
 
 

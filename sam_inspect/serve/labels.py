@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sam_inspect.errors import OutputError
 from sam_inspect.masks import from_rle, union
 from sam_inspect.records import CropMask
 from sam_inspect.report.pictures import PNG, encode
@@ -24,7 +25,18 @@ def write_labels(store: Store, rows: Iterable[InspectionRow], file: Path) -> int
 
     A part goes to the type of its largest mask. One that was confirmed without corrected masks keeps SAM's, as
     `defect`; one that passed and was overruled without any is left out: nothing says where its defects are.
+
+    Raises:
+        OutputError: the disk is full; nothing of it stays.
     """
+    try:
+        return _write(store, rows, file)
+    except OSError as error:
+        file.unlink(missing_ok=True)
+        raise OutputError(f"labels: {error.strerror}", "make room for a copy of the reviewed images") from error
+
+
+def _write(store: Store, rows: Iterable[InspectionRow], file: Path) -> int:
     count = 0
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for row in rows:

@@ -1,8 +1,10 @@
 """Where results go beside the answer: a webhook, an MQTT broker, a file of JSON lines. Each told once, in order.
 
 What is to be told stands in the store with the inspection itself; a thread for each output tells it, and tries again
-with growing pauses while the other side is away. If the process dies between the other side's word that it has a
-record and the note of that, the record is sent a second time: its `id` tells. A plugin is another class with `send`.
+with growing pauses while the other side is away. What the other side has read and refused is set aside, said aloud, and
+tried again when the service starts the next time: it must not hold up the rest. If the process dies between the other
+side's word that it has a record and the note of that, the record is sent a second time: its `id` tells. A plugin is
+another class with `send`.
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ from paho.mqtt.enums import CallbackAPIVersion
 from pydantic import Field
 
 from sam_inspect.config import Section, read_yaml, validated
-from sam_inspect.errors import ConfigError, ServiceError
+from sam_inspect.errors import ConfigError, Refused, ServiceError
 from sam_inspect.plugins import broken_contract, load_plugin
 from sam_inspect.serve.store import Store
 
 TIMEOUT_S = 10.0
 LONGEST_PAUSE_S = 60.0
+UNWANTED = (400, 413, 415, 422)
 AT_ONCE = 50
 log = logging.getLogger(__name__)
 
@@ -45,7 +48,12 @@ class Output(Protocol):
         ...
 
     def send(self, record: Mapping[str, Any]) -> None:
-        """Tells one record and returns when the other side has it. Raises ServiceError where it has not."""
+        """Tells one record and returns when the other side has it.
+
+        Raises:
+            Refused: it has read the record and does not want it.
+            ServiceError: it has not, for any other reason: it is away, it knows no such key.
+        """
         ...
 
 
@@ -116,7 +124,8 @@ class WebhookArgs(Section):
 
 
 class Webhook:
-    """POSTs each record as JSON; any answer of 200 to 299 means that the other side has it.
+    """POSTs each record as JSON; any answer of 200 to 299 means that the other side has it, 400, 413, 415 and 422 that
+    it does not want it.
 
     With a secret, `X-Signature` is `t=SECONDS,v1=HEX`: HMAC-SHA256 of `SECONDS.BODY`. `Idempotency-Key` is the record's
     id.
@@ -140,7 +149,9 @@ class Webhook:
             answer = self.session.post(self.args.url, body, headers=headers, timeout=TIMEOUT_S, allow_redirects=False)
         except requests.RequestException as error:
             raise ServiceError(f"webhook: {type(error).__name__}", "it is tried again") from error
-        if not answer.ok or answer.is_redirect:
+        if answer.status_code in UNWANTED:
+            raise Refused(f"webhook: answered {answer.status_code} {answer.text[:200]!r}", "see what it expects")
+        if not 200 <= answer.status_code < 300:
             raise ServiceError(f"webhook: answered {answer.status_code}", "it is tried again")
 
 
@@ -274,7 +285,8 @@ class Outbox:
         return tuple(self.outputs)
 
     def start(self) -> None:
-        """Begins with what an earlier process left."""
+        """Begins with what an earlier process left, and with what was refused. Raises ServiceError."""
+        self.store.readmit()
         for thread in self._threads:
             thread.start()
 
@@ -310,6 +322,10 @@ class Outbox:
                 return False
             try:
                 self.outputs[name].send(delivery.record)
+            except Refused as error:
+                log.error("output %s: inspection %s is set aside: %s", name, delivery.inspection_id, error)
+                self.store.refused(delivery, error.problem)
+                continue
             except ServiceError as error:
                 pause = min(LONGEST_PAUSE_S, 0.5 * 2 ** min(delivery.attempts, 10))
                 log.warning("output %s: %s; again in %.0f s", name, error.problem, pause)

@@ -186,8 +186,8 @@ class Service:
 
     async def start(self) -> None:
         """Begins to deliver, loads the recipes and warms them up; `failure` tells where one cannot be used."""
-        self.outbox.start()
         try:
+            await asyncio.to_thread(self.outbox.start)
             for name in self.shelf.places():
                 await asyncio.to_thread(self.shelf.load, name)
             self.ready = True

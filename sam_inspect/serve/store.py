@@ -221,7 +221,8 @@ class Store:
 
     def due(self, output: str, most: int) -> list[DeliveryRow]:
         """What an output is to be told, oldest first; nothing while the oldest has to wait, so that order is kept."""
-        query = select(DeliveryRow).where(DeliveryRow.output == output).order_by(DeliveryRow.id).limit(most)
+        waits = (DeliveryRow.output == output) & ~DeliveryRow.refused
+        query = select(DeliveryRow).where(waits).order_by(DeliveryRow.id).limit(most)
         with self._session() as session:
             rows = list(session.scalars(query))
         return rows if rows and rows[0].due_at <= datetime.now(UTC) else []
@@ -230,6 +231,17 @@ class Store:
         """Forgets a delivery that the other side took. Raises ServiceError."""
         with self._session() as session:
             session.execute(delete(DeliveryRow).where(DeliveryRow.id == delivery_id))
+
+    def refused(self, delivery: DeliveryRow, error: str) -> None:
+        """Sets a delivery aside that the other side does not want. Raises ServiceError."""
+        values = {"attempts": delivery.attempts + 1, "error": error, "refused": True}
+        with self._session() as session:
+            session.execute(update(DeliveryRow).where(DeliveryRow.id == delivery.id).values(values))
+
+    def readmit(self) -> None:
+        """What was set aside is to be delivered again. Raises ServiceError."""
+        with self._session() as session:
+            session.execute(update(DeliveryRow).where(DeliveryRow.refused).values(refused=False))
 
     def postpone(self, delivery: DeliveryRow, seconds: float, error: str) -> None:
         """Puts a delivery off that the other side did not take. Raises ServiceError."""
@@ -241,11 +253,12 @@ class Store:
         with self._session() as session:
             session.execute(update(DeliveryRow).where(DeliveryRow.id == delivery.id).values(values))
 
-    def waiting(self) -> dict[str, int]:
-        """Deliveries that wait, by output. Raises ServiceError."""
+    def waiting(self, *, refused: bool = False) -> dict[str, int]:
+        """Deliveries that wait, or that were refused, by output. Raises ServiceError."""
+        asked = DeliveryRow.refused.is_(refused)
+        query = select(DeliveryRow.output, func.count()).where(asked).group_by(DeliveryRow.output)
         with self._session() as session:
-            found = session.execute(select(DeliveryRow.output, func.count()).group_by(DeliveryRow.output))
-            return dict(found.all())
+            return dict(session.execute(query).all())
 
     def prune(self, keep_days: float | None, keep_bytes: int | None) -> int:
         """Forgets what is too old or too much, oldest first; nothing that is still to be delivered.
@@ -267,7 +280,7 @@ class Store:
         return forgotten
 
     def _prunable(self) -> Select[InspectionRow]:
-        waits = exists().where(DeliveryRow.inspection_id == InspectionRow.id)
+        waits = exists().where(DeliveryRow.inspection_id == InspectionRow.id, ~DeliveryRow.refused)
         return select(InspectionRow).where(~waits).order_by(InspectionRow.id).limit(200)
 
     def _too_old(self, keep_days: float | None) -> list[InspectionRow]:
