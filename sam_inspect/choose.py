@@ -46,7 +46,8 @@ def _outline(candidates: Candidates, localization: Localization, config: ChooseC
         ranks = agreements + config.predicted_iou * candidates.predicted_iou
         vote = on_crop(view, _vote(candidates.low_res_logits, ranks), grid_hw)
         rise = vote if evidence is None else _probability(vote) + evidence - 2 * config.least_share
-        mask = tight(without_specks(CropMask((0, 0, grid_hw[1], grid_hw[0]), rise > 0), SPECK_SHARE))
+        mask = tight(CropMask((0, 0, grid_hw[1], grid_hw[0]), rise > 0))
+        mask = tight(without_specks(mask, SPECK_SHARE)) if mask else None
         if mask is not None:
             return Outline(on_image(mask, view.crop_xyxy, grid_hw), region, "sam")
     return Outline(region.mask, region, "heatmap") if region.mask is not None else None

@@ -22,8 +22,9 @@ from sam_inspect.localize.heatmap_graph import HeatmapGraph
 from sam_inspect.localize.memory_bank import MemoryBank
 from sam_inspect.networks.backbone import Normalise
 from sam_inspect.networks.graphs import installed
+from sam_inspect.networks.mask_decoder import decode_each
 from sam_inspect.networks.runtime import Free, exported
-from sam_inspect.networks.sam import NATIVE_PX, PIXEL_MEAN, PIXEL_STD, STRIDE, SamNetwork, decode_each
+from sam_inspect.networks.sam import NATIVE_PX, PIXEL_MEAN, PIXEL_STD, STRIDE, SamNetwork
 from sam_inspect.pipeline import Inspector
 from sam_inspect.segment.sam import Sam
 

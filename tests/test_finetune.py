@@ -34,7 +34,7 @@ from sam_inspect.finetune.views import Sizes, TrainingView, Turn, ViewMaker, jit
 from sam_inspect.localize.boxes import GivenBox, GivenBoxes
 from sam_inspect.masks import filled_box
 from sam_inspect.metrics import mask_iou
-from sam_inspect.networks.sam import decode_each
+from sam_inspect.networks.mask_decoder import decode_each
 from sam_inspect.progress import silent
 from sam_inspect.prompt import plan_views
 from sam_inspect.records import Prompt, View

@@ -15,8 +15,8 @@ from segment_anything.modeling import TwoWayTransformer
 from sam_inspect.errors import WeightsError
 from sam_inspect.images import read_image
 from sam_inspect.masks import on_crop
+from sam_inspect.networks.mask_decoder import two_way
 from sam_inspect.networks.sam import build_sam
-from sam_inspect.networks.two_way import two_way
 from sam_inspect.records import Candidates, Prompt, View
 from sam_inspect.segment.sam import MobileSam, SamVitB
 from sam_inspect.weights import LoadedWeights

@@ -23,7 +23,8 @@ from sam_inspect.finetune.losses import LOSSES, forgotten, true_iou
 from sam_inspect.finetune.settings import Settings
 from sam_inspect.finetune.unfrozen import SHARES, moved, unfrozen
 from sam_inspect.finetune.views import Rng, TrainingView
-from sam_inspect.networks.sam import SamNetwork, decode_each
+from sam_inspect.networks.mask_decoder import decode_each
+from sam_inspect.networks.sam import SamNetwork
 from sam_inspect.progress import Progress
 from sam_inspect.segment.sam import normalised
 

@@ -8,6 +8,7 @@ runtime leaves a size to torch until that has taken as long as the graph would.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import time
 import warnings
@@ -183,8 +184,11 @@ def _several(answer: Any) -> tuple[Tensor, ...]:
 
 
 def _key(module: nn.Module) -> str:
-    """Of its structure and of every number in it."""
+    """Of its structure, of every number in it, and of the code that computes with them."""
     digest = hashlib.sha256(f"{module!r} {torch.__version__} {OPSET}".encode())
+    own = {Path(inspect.getfile(type(part))) for part in module.modules()} | set(Path(__file__).parent.glob("*.py"))
+    for file in sorted(own):
+        digest.update(file.read_bytes())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())

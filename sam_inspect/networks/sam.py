@@ -21,7 +21,6 @@ from timm.models.tiny_vit import ConvNorm
 from torch import Tensor, nn
 
 from sam_inspect.errors import WeightsError
-from sam_inspect.networks.two_way import two_way
 
 EMBED_DIM = 256
 STRIDE = 16
@@ -98,32 +97,6 @@ class SamNetwork:
         encoder.image_embedding_size = (side, side)
         encoder.mask_input_size = (4 * side, 4 * side)
         return encoder
-
-
-def decode_each(
-    decoder: MaskDecoder, embeddings: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`MaskDecoder.predict_masks` for prompts that each ask about an image of its own, as in training.
-
-    Args:
-        decoder: SAM's.
-        embeddings: (B, 256, s, s).
-        image_pe: (1, 256, s, s), the prompt encoder's `get_dense_pe`.
-        sparse: (B, N, 256) of the prompt encoder.
-        dense: (B, 256, s, s) of the same.
-
-    Returns:
-        (B, 4, 4s, 4s) logits and (B, 4) predicted IoU.
-    """
-    count, _, height, width = embeddings.shape
-    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([own.expand(count, -1, -1), sparse], 1)
-    answers, pixels = two_way(decoder.transformer, embeddings + dense, image_pe, tokens)
-    upscaled = decoder.output_upscaling(pixels.transpose(1, 2).reshape(count, -1, height, width))
-    heads = decoder.output_hypernetworks_mlps
-    weights = torch.stack([head(answers[:, 1 + index]) for index, head in enumerate(heads)], 1)
-    logits = (weights @ upscaled.flatten(2)).view(count, -1, 4 * height, 4 * width)
-    return logits, decoder.iou_prediction_head(answers[:, 0])
 
 
 def build_sam(name: str, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu") -> SamNetwork:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from sam_inspect.config import Section, validated
 from sam_inspect.errors import WeightsError
 from sam_inspect.networks.loaded import load_sam
+from sam_inspect.networks.mask_decoder import decode_each
 from sam_inspect.networks.runtime import batches_of, run
-from sam_inspect.networks.sam import PIXEL_MEAN, PIXEL_STD, SamNetwork, build_sam, decode_each, load_checked
+from sam_inspect.networks.sam import PIXEL_MEAN, PIXEL_STD, SamNetwork, build_sam, load_checked
 from sam_inspect.records import Candidates, Prompt, View
 from sam_inspect.segment.views import batches, shown, to_input
 

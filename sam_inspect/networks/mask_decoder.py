@@ -1,8 +1,9 @@
-"""SAM's two-way transformer, segment_anything's modules, with the products of its cross attention in a cheaper order.
+"""SAM's mask decoder, segment_anything's modules, with its products in a cheaper order: the same numbers to rounding.
 
 Seven tokens or so meet thousands of cells of the image. segment_anything projects every cell to a key, a value or a
 query, and then multiplies; here the tokens take the projection on themselves, and the cells are multiplied as they are:
-`q (X W)^T` is `(q W^T) X^T`. The same numbers to rounding, for half the work; from sixteen tokens on it would be more.
+`q (X W)^T` is `(q W^T) X^T`, half the work (from sixteen tokens on it would be more). And a transposed convolution
+whose steps do not overlap is a matrix product of each cell, so that cells stay rows from the first layer to the masks.
 """
 
 from __future__ import annotations
@@ -10,8 +11,52 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
+from segment_anything.modeling import MaskDecoder
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
 from torch import Tensor, nn
+
+
+def decode_each(
+    decoder: MaskDecoder, embeddings: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`MaskDecoder.predict_masks` for prompts that each ask about an image of its own, as in training.
+
+    Args:
+        decoder: SAM's.
+        embeddings: (B, 256, s, s).
+        image_pe: (1, 256, s, s), the prompt encoder's `get_dense_pe`.
+        sparse: (B, N, 256) of the prompt encoder.
+        dense: (B, 256, s, s) of the same.
+
+    Returns:
+        (B, 4, 4s, 4s) logits and (B, 4) predicted IoU.
+    """
+    count, _, height, width = embeddings.shape
+    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([own.expand(count, -1, -1), sparse], 1)
+    answers, cells = two_way(decoder.transformer, embeddings + dense, image_pe, tokens)
+    heads = decoder.output_hypernetworks_mlps
+    weights = torch.stack([head(answers[:, 1 + index]) for index, head in enumerate(heads)], 1)
+    return _logits(decoder, cells, weights, (height, width)), decoder.iou_prediction_head(answers[:, 0])
+
+
+def _logits(decoder: MaskDecoder, cells: Tensor, weights: Tensor, hw: tuple[int, int]) -> Tensor:
+    """`output_upscaling` of cells (B, h * w, C), and its product with each mask's weights (B, M, C / 8)."""
+    first, norm, _, second, _ = decoder.output_upscaling
+    quarters = torch.unflatten(_stepped(first, cells), -1, (4, -1))
+    quarters = F.gelu(F.layer_norm(quarters, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+    sixteenths = torch.unflatten(F.gelu(_stepped(second, quarters)), -1, (4, -1))
+    logits = weights @ sixteenths.flatten(1, 3).transpose(1, 2)
+    placed = logits.view(*weights.shape[:2], *hw, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
+    return placed.reshape(*weights.shape[:2], 4 * hw[0], 4 * hw[1])
+
+
+def _stepped(convolution: nn.ConvTranspose2d, cells: Tensor) -> Tensor:
+    """A transposed convolution of kernel and stride 2: (..., C) -> (..., 4 * C'), the four quarters row by row."""
+    kernel = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
+    assert convolution.bias is not None
+    return F.linear(cells, kernel, convolution.bias.repeat(4))
 
 
 def two_way(
