@@ -118,8 +118,8 @@ class _Prompted(nn.Module):
         for label, embedding in enumerate(encoder.point_embeddings):
             sparse = sparse + (which == label) * embedding.weight
         cells = self.side // STRIDE
-        dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(points.shape[0], -1, cells, cells)
-        return decode_each(self.decoder, features.expand(points.shape[0], -1, -1, -1), self.image_pe, sparse, dense)
+        dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(-1, -1, cells, cells)
+        return decode_each(self.decoder, features, self.image_pe, sparse, dense)
 
 
 def _write(out: Path, name: str, content: bytes, form: Format) -> dict[str, str]:

@@ -20,21 +20,21 @@ from torch import Tensor, nn
 def decode_each(
     decoder: MaskDecoder, embeddings: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`MaskDecoder.predict_masks` for prompts that each ask about an image of its own, as in training.
+    """`MaskDecoder.predict_masks` for prompts that each ask about an image of its own, as in training, or about one.
 
     Args:
         decoder: SAM's.
-        embeddings: (B, 256, s, s).
+        embeddings: (B, 256, s, s), or (1, 256, s, s) for one image.
         image_pe: (1, 256, s, s), the prompt encoder's `get_dense_pe`.
         sparse: (B, N, 256) of the prompt encoder.
-        dense: (B, 256, s, s) of the same.
+        dense: (B, 256, s, s) of the same, or (1, 256, s, s) where it is the same for all: without masks.
 
     Returns:
         (B, 4, 4s, 4s) logits and (B, 4) predicted IoU.
     """
-    count, _, height, width = embeddings.shape
+    height, width = embeddings.shape[2:]
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([own.expand(count, -1, -1), sparse], 1)
+    tokens = torch.cat([own.expand(sparse.shape[0], -1, -1), sparse], 1)
     answers, cells = two_way(decoder.transformer, embeddings + dense, image_pe, tokens)
     heads = decoder.output_hypernetworks_mlps
     weights = torch.stack([head(answers[:, 1 + index]) for index, head in enumerate(heads)], 1)
@@ -66,7 +66,7 @@ def two_way(
 
     Args:
         transformer: SAM's.
-        embeddings: (B, C, h, w).
+        embeddings: (B, C, h, w), or (1, C, h, w).
         image_pe: (1, C, h, w) positions of its cells.
         tokens: (B, T, C).
 

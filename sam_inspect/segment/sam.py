@@ -147,6 +147,8 @@ class Sam:
         for indices in batches(prompts, max(1, TOKENS_PER_BATCH[self.device.type] // tokens)):
             batch = [prompts[index] for index in indices]
             sparse, dense = encoder(*_as_tensors(batch, view, self.device))
+            if batch[0].mask_logits is None:
+                dense = dense[:1]
             found = self._decode(embedding.features, encoder.get_dense_pe(), sparse, dense)
             logits, iou = (tensor.cpu().numpy() for tensor in found)
             for row, index in enumerate(indices):
@@ -186,7 +188,7 @@ class _Decoding(nn.Module):
         self.decoder = decoder
 
     def forward(self, features: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-        return decode_each(self.decoder, features.expand(sparse.shape[0], -1, -1, -1), image_pe, sparse, dense)
+        return decode_each(self.decoder, features, image_pe, sparse, dense)
 
 
 def _copy_with(module: M, tensors: Mapping[str, Tensor], what: str) -> M:
