@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,20 +47,18 @@ def on_image(page: Any, x: float, y: float, size: tuple[int, int]) -> tuple[floa
     return box["x"] + left + x * scale, box["y"] + top + y * scale
 
 
-def test_a_picture_is_uploaded_judged_corrected_and_becomes_a_label(
-    page: Any, service: Any, plant: Any, good: Path, tmp_path: Path
-) -> None:
-    image = parts(good, fine=False)[0]
+def upload(page: Any, image: Path) -> None:
+    before = page.locator("#list li").count()
     page.set_input_files("#upload", str(image))
-    page.wait_for_selector("#verdict.fail")
+    page.wait_for_selector(f"#list li.fail[aria-current=true]:nth-last-child({before + 1})")
     assert page.inner_text("#verdict") == "FAIL"
     assert page.locator("#defects tr").count() >= 1
-    listed = page.locator("#list li.fail[aria-current=true]")
-    assert listed.count() == 1
-    stored = service.get(f"/v1/inspections/{listed.get_attribute('data-id')}").json()
 
-    x0, y0, x1, y1 = stored["inspection"]["defects"][0]["box"]
-    size = Image.open(image).size
+
+def correct_by_hand(page: Any, service: Any, size: tuple[int, int]) -> None:
+    """Takes SAM's masks away, and outlines the largest defect by a box and a click beside it."""
+    shown = page.locator("#list li.fail[aria-current=true]").get_attribute("data-id")
+    x0, y0, x1, y1 = service.get(f"/v1/inspections/{shown}").json()["inspection"]["defects"][0]["box"]
     page.keyboard.press("e")
     while page.locator("#defects tr").count():
         page.locator("#defects tr button").first.click()
@@ -78,16 +77,31 @@ def test_a_picture_is_uploaded_judged_corrected_and_becomes_a_label(
     page.keyboard.press("s")
     page.wait_for_selector("#review:has-text('masks by hand')")
 
+
+def test_pictures_are_uploaded_judged_corrected_and_become_labels_to_tune_on(
+    page: Any, service: Any, plant: Any, good: Path, tmp_path: Path, sam_inspect: Callable[..., Any]
+) -> None:
+    first, second = parts(good, fine=False)
+    upload(page, first)
+    correct_by_hand(page, service, Image.open(first).size)
+    upload(page, second)
+    page.keyboard.press("c")
+    page.wait_for_selector("#review:has-text('Confirmed')")
+
     with page.expect_download() as download:
         page.click("#labels")
     zipfile.ZipFile(download.value.path()).extractall(tmp_path / "labels")
-    (sample,) = read_samples(tmp_path / "labels")
-    assert sample.defect_type == "dent"
-    assert sample.mask_path is not None
-    drawn = np.array(Image.open(sample.mask_path)) > 0
-    kind, stem = image.name.rpartition("_")[0], image.stem.rpartition("_")[2]
+    samples = {sample.defect_type: sample for sample in read_samples(tmp_path / "labels")}
+    assert set(samples) == {"dent", "defect"}
+    kind, stem = first.name.rpartition("_")[0], first.stem.rpartition("_")[2]
     truth = np.array(Image.open(plant.product / "ground_truth" / kind / f"{stem}_mask.png")) > 0
+    drawn = np.array(Image.open(samples["dent"].mask_path)) > 0
     assert (drawn & truth).sum() > 0.4 * (drawn | truth).sum()
+
+    recipe = Path(shutil.copytree(plant.recipe, tmp_path / "recipe"))
+    tuned = sam_inspect("finetune", tmp_path / "labels", "--recipe", recipe, "--folds", "2", "--epochs", "0.1")
+    assert tuned.status == 0, tuned.err
+    assert (recipe / "finetune" / "compare.html").is_file()
 
 
 def test_results_of_the_line_appear_by_themselves_and_are_reviewed_by_keys(page: Any, service: Any, good: Path) -> None:
