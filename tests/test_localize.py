@@ -19,6 +19,7 @@ from sam_inspect.localize.drawn_maps import fit_of, located, measured
 from sam_inspect.localize.memory_bank import SURE, Bank, MemoryBank
 from sam_inspect.localize.nearest import NearestPatches
 from sam_inspect.localize.patches import BackboneConfig, PatchGrid
+from sam_inspect.networks import runtime
 from sam_inspect.networks.loaded import load_backbone
 from sam_inspect.progress import silent
 from sam_inspect.prompt import find_regions
@@ -89,9 +90,13 @@ def test_a_defect_in_a_long_picture_is_found_in_its_tile(bank: MemoryBank, image
     assert abs((column + 0.5) * 1600 / found.shape[1] - 1230) < 15
 
 
-def test_images_in_one_batch_have_the_maps_that_each_has_alone(bank: MemoryBank, images: list[Path]) -> None:
+def test_images_in_one_batch_have_the_maps_that_each_has_alone(
+    bank: MemoryBank, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     several = [read_image(path)[:, :300] for path in images[:7]]
     together = MemoryBank(bank.args, [drawing(bank.banks[1]), bank.banks[2]])
+    assert together.at_once((240, 300)) == 1
+    monkeypatch.setitem(runtime.IMAGES_AT_ONCE, "cpu", 4)
     assert together.at_once((240, 300)) == 4
     assert together.at_once((240, 3000)) == 1
     for image, found in zip(several, together.localize_many(several), strict=True):

@@ -31,8 +31,9 @@ from sam_inspect.weights import cache_folder
 OPSET = 17
 MOST_GRAPHS = 32
 MAKING_SECONDS, LOADING_SECONDS = 2.5, 0.4
-IMAGES_AT_ONCE = {"cpu": 4, "cuda": 16}
-PIXELS_AT_ONCE = {"cpu": 512 * 512, "cuda": 16 * 512 * 512}
+# On a CPU a batch gains a twentieth at best, and every further size of batch is a further graph to make and to load.
+IMAGES_AT_ONCE = {"cpu": 1, "cuda": 16}
+PIXELS_AT_ONCE = 16 * 512 * 512
 Free = Mapping[int, Sequence[int]]
 FIXED: Free = {}
 log = logging.getLogger(__name__)
@@ -61,18 +62,14 @@ def has_bf16() -> bool:
 
 
 def at_once(pixels: int, device: torch.device) -> int:
-    """Images of so many pixels that share a batch: on a CPU what its caches hold; beyond that a batch gains nothing."""
-    return min(IMAGES_AT_ONCE[device.type], max(1, PIXELS_AT_ONCE[device.type] // pixels))
+    """Images of so many pixels that share a batch."""
+    return min(IMAGES_AT_ONCE[device.type], max(1, PIXELS_AT_ONCE // pixels))
 
 
 def batches_of(count: int, pixels: int, device: torch.device) -> Iterator[slice]:
-    """The batches of `count` images of so many pixels; on a CPU full or alone, as each number needs its own graph."""
-    most, start = at_once(pixels, device), 0
-    while start < count:
-        rest = count - start
-        size = most if rest >= most else 1 if device.type == "cpu" else rest
-        yield slice(start, start + size)
-        start += size
+    """The batches of `count` images of so many pixels."""
+    most = at_once(pixels, device)
+    return (slice(start, start + most) for start in range(0, count, most))
 
 
 class Running(Protocol):
