@@ -219,8 +219,9 @@ def bench(
         if check and recipe is None:
             raise UsageError("--check: there is no recipe to put it into", "give --recipe DIR")
         counts = timing.parse_threads(threads)
-        networks = timing.bench_networks(counts, progress)
+        # In this order: the peak of a process is counted from the size of the one that started it.
         rows = timing.bench(recipe, images or [], counts, progress) if recipe else []
+        networks = timing.bench_networks(counts, progress)
         if json_file is not None:
             found = {"machine": timing.machine(), "networks": networks, "inspect": rows}
             write_text(json_file, json.dumps(found, indent=2) + "\n")
