@@ -15,6 +15,7 @@ from segment_anything.modeling import TwoWayTransformer
 from sam_inspect.errors import WeightsError
 from sam_inspect.images import read_image
 from sam_inspect.masks import on_crop
+from sam_inspect.networks import runtime
 from sam_inspect.networks.mask_decoder import two_way
 from sam_inspect.networks.sam import build_sam
 from sam_inspect.records import Candidates, Prompt, View
@@ -75,6 +76,7 @@ def test_the_larger_sams_take_the_official_keys_and_shapes(name: str) -> None:
             build_sam(f"sam_{name}", official, device="meta")
 
 
+@pytest.mark.slow
 def test_a_larger_sam_answers_what_the_official_predictor_answers() -> None:
     """With random weights; a view of another size is seen at 1024 pixels all the same."""
     torch.manual_seed(0)
@@ -133,6 +135,18 @@ def test_a_sam_saved_by_transformers_is_read_under_the_official_names(tmp_path: 
     assert {name: value.item() for name, value in read.items()} == {
         ours: float(place) for place, ours in enumerate(TRANSFORMERS_NAMES.values())
     }
+
+
+def test_views_in_one_batch_have_the_features_that_each_has_alone(
+    sam: MobileSam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (200, 260, 3), np.uint8)
+    views = [View((left, 20, left + 120, 140), 128, ()) for left in (0, 40, 90, 130, 140)]
+    alone = [embedding.features for embedding in sam.encode(image, views)]
+    monkeypatch.setitem(runtime.IMAGES_AT_ONCE, "cpu", 2)
+    for view, embedding, features in zip(views, sam.encode(image, views), alone, strict=True):
+        assert embedding.view == view
+        torch.testing.assert_close(embedding.features, features, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 40])

@@ -378,7 +378,7 @@ def test_results_reach_a_webhook_that_was_away(export: Path, serving: Serving, g
         while len(heard) < len(ids) and time.monotonic() < until:
             time.sleep(0.1)
         time.sleep(0.5)
-        assert 'sam_inspect_deliveries_waiting{output="webhook"}' not in service.get("/metrics").text
+        assert 'sam_inspect_deliveries_waiting{output="webhook"} 0.0' in service.get("/metrics").text
     receiver.shutdown()
     assert [json.loads(body)["id"] for _, body in heard] == ids
     headers, body = heard[0]
