@@ -32,10 +32,11 @@ def site(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     for file in EXAMPLE.iterdir():
         if file.is_file():
             shutil.copy(file, folder)
-    install = [npm, "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
-    installed = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-    if installed.returncode:
-        pytest.skip(f"npm cannot install onnxruntime-web here: {installed.stderr.strip()[-300:]}")
+    install = [npm, "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=0"]
+    try:
+        subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=120, check=True)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"npm cannot install onnxruntime-web here: {str(error.stderr).strip()[-300:]}")
     (folder / "export").symlink_to(export)
     serve = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(folder)]
     with subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
