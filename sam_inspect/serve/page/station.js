@@ -103,13 +103,16 @@ function step(by) {
 
 // One inspection
 
-async function show(id) {
+/** Nobody is in the middle of something that another picture would take away. */
+const idle = () => !state.editing && !state.changed;
+
+async function show(id, wanted = () => true) {
   const counts = shows.ask();
   const row = await json(`v1/inspections/${id}`);
   const path = `v1/inspections/${id}/image`;
   // Browsers know no TIFF; what nobody can read has no picture at all.
   const image = await picture(path).catch(() => picture(`${path}?as_png=true`)).catch(() => null);
-  if (!counts()) return image?.close();
+  if (!counts() || !wanted()) return image?.close();
   state.heat?.close();
   state.image?.close();
   const given = row.review?.masks ?? row.inspection.defects.map((defect) => ({ ...defect, defect_type: "" }));
@@ -405,5 +408,5 @@ listen((row) => {
   if (!fits(row)) return;
   if (!state.rows.some((each) => each.id === row.id)) state.rows.unshift(row);
   drawList();
-  if (at("follow").checked && !state.editing && !state.changed) show(row.id);
+  if (at("follow").checked && idle() && row.id !== state.current?.id) show(row.id, idle);
 }, (on) => at("link").classList.toggle("on", on));
