@@ -50,12 +50,20 @@ class Part:
     boxes: Sequence[GivenBox] | None = None
 
     @classmethod
-    def read(cls, source: Source, name: str = "image", *, max_pixels: int = MAX_PIXELS) -> Part:
+    def read(
+        cls,
+        source: Source,
+        name: str = "image",
+        boxes: Sequence[tuple[float, float, float, float]] | None = None,
+        *,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Part:
         """A path, which is its name too; the bytes of a file; or an array. Raises ImageError."""
         start = time.perf_counter()
         image = read_image(source, name=name, max_pixels=max_pixels)
         label = str(source) if isinstance(source, str | Path) else name
-        return cls(label, image, 1000 * (time.perf_counter() - start))
+        given = None if boxes is None else [GivenBox(box, None) for box in boxes]
+        return cls(label, image, 1000 * (time.perf_counter() - start), given)
 
 
 class Inspector:
@@ -166,8 +174,7 @@ class Inspector:
         Raises:
             ImageError: it cannot be read. (In `inspect_many` that is an Inspection with the verdict `error`.)
         """
-        given = None if boxes is None else [GivenBox(box, None) for box in boxes]
-        return next(self.inspect_together([replace(Part.read(source, name), boxes=given)]))
+        return next(self.inspect_together([Part.read(source, name, boxes)]))
 
     def inspect_many(self, paths: Iterable[str | Path]) -> Iterator[Inspection]:
         """An inspection of each file, in order; files are read ahead while the networks work.
@@ -200,7 +207,7 @@ class Inspector:
         """
         start = time.perf_counter()
         found = self._localize(parts)
-        localize_ms = 1000 * (time.perf_counter() - start) / max(1, len(parts))
+        localize_ms = 1000 * (time.perf_counter() - start) / len(parts)
         for part, localization in zip(parts, found, strict=True):
             yield self._inspect(part, localization, localize_ms)
 
@@ -295,7 +302,8 @@ class Inspector:
             if len(group) >= self.at_once(read):
                 yield group
                 group = []
-        yield group
+        if group:
+            yield group
 
 
 class _Clock:

@@ -143,13 +143,14 @@ class Sam:
         """The answers to `prompts`, in order; any mix of boxes, points and mask logits."""
         view, answers = embedding.view, {}
         encoder = self.network.prompt_encoder_for(view.input_px)
+        image_pe = encoder.get_dense_pe()
         tokens = embedding.features.shape[-2] * embedding.features.shape[-1]
         for indices in batches(prompts, max(1, TOKENS_PER_BATCH[self.device.type] // tokens)):
             batch = [prompts[index] for index in indices]
             sparse, dense = encoder(*_as_tensors(batch, view, self.device))
             if batch[0].mask_logits is None:
                 dense = dense[:1]
-            found = self._decode(embedding.features, encoder.get_dense_pe(), sparse, dense)
+            found = self._decode(embedding.features, image_pe, sparse, dense)
             logits, iou = (tensor.cpu().numpy() for tensor in found)
             for row, index in enumerate(indices):
                 answers[index] = Candidates(view, prompts[index], logits[row], iou[row])

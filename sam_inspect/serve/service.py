@@ -10,20 +10,19 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
 from sam_inspect.errors import Conflict, ServiceError
 from sam_inspect.images import read_size, suffix_of
-from sam_inspect.localize.boxes import GivenBox
 from sam_inspect.masks import to_rle
 from sam_inspect.pipeline import Part
 from sam_inspect.records import CropMask
 from sam_inspect.serve.clicks import Clicker, Clicks
 from sam_inspect.serve.figures import Figures
-from sam_inspect.serve.messages import Fields, Review
+from sam_inspect.serve.messages import Fields, Review, Xyxy
 from sam_inspect.serve.outputs import Outbox
 from sam_inspect.serve.shelf import Loaded, Shelf
 from sam_inspect.serve.store import Arrival, Store
@@ -127,7 +126,7 @@ class Service:
                 return known
             read_size(image, max_pixels=self.limits.image_pixels, name=name)
             deadline = None if deadline_s is None else started + deadline_s
-            read = partial(self._read, image, name, fields)
+            read = partial(self._read, image, name, fields.boxes)
             task = Task(read, loaded.inspector.inspect_together, partial(_kind, loaded))
             inspection = await self._answer(self.queue.submit(task, deadline), gone)
             save = partial(self.store.save, inspection, image, suffix_of(image) or ".bin", arrival, self.outbox.names)
@@ -243,10 +242,8 @@ class Service:
             if gone is not None and await gone() and self.queue.forget(job):
                 raise ClientGone("the client went away")
 
-    def _read(self, image: bytes, name: str, fields: Fields | None = None) -> Part:
-        part = Part.read(image, name, max_pixels=self.limits.image_pixels)
-        boxes = fields.boxes if fields else None
-        return replace(part, boxes=None if boxes is None else [GivenBox(box, None) for box in boxes])
+    def _read(self, image: bytes, name: str, boxes: Sequence[Xyxy] | None = None) -> Part:
+        return Part.read(image, name, boxes, max_pixels=self.limits.image_pixels)
 
     def _clicked(self, loaded: Loaded, key: str, clicks: Clicks, parts: Sequence[Part]) -> Iterator[Clicked]:
         inspector, (part,) = loaded.inspector, parts

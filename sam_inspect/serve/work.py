@@ -190,8 +190,9 @@ class WorkQueue:
 
     def _first_step(self, job: Job[Any, Any]) -> _Read | None:
         """None where it failed or is too late, which whoever asked is told."""
+        if not _in_time(job):
+            return None
         try:
-            _check_deadline(job)
             found = job.task.read()
             return _Read(job, found, job.task.kind(found))
         except BaseException as error:  # whatever it is, the thread goes on
@@ -233,16 +234,9 @@ class WorkQueue:
             self._second_step(reads[done + 1 :])
 
 
-def _check_deadline(job: Job[Any, Any]) -> None:
-    if job.deadline is not None and time.monotonic() > job.deadline:
-        raise TooLate("its deadline passed before its turn", "give it longer")
-
-
 def _in_time(job: Job[Any, Any]) -> bool:
     """Whether it is; whoever asked is told where it is not."""
-    try:
-        _check_deadline(job)
-    except TooLate as late:
-        job.settle(None, late)
-        return False
-    return True
+    if job.deadline is None or time.monotonic() <= job.deadline:
+        return True
+    job.settle(None, TooLate("its deadline passed before its turn", "give it longer"))
+    return False
