@@ -240,14 +240,25 @@ def export(
     size: Annotated[
         str, typer.Option(metavar="WxH", show_default="the good parts'", help="Of the product's images, pixels.")
     ] = "",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="SAM's encoder in int8, if that keeps the masks; with --format openvino.")
+    ] = False,
     quiet: Quiet = False,
     json_logs: JsonLogs = False,
 ) -> None:
     """Writes a recipe as graphs and one JSON file, for a program in any language."""
-    with session(quiet, json_logs):
+    with session(quiet, json_logs) as progress:
         from sam_inspect import export as exporting
 
-        print(exporting.export(recipe, out, form, exporting.parse_size(size) if size else None))
+        original_hw = exporting.parse_size(size) if size else None
+        if int8:
+            from sam_inspect.exports import FACTS
+            from sam_inspect.quantise import export_int8
+
+            say(f"in int8 {export_int8(recipe, out, form, original_hw, progress)}")
+            print(out / FACTS)
+        else:
+            print(exporting.export(recipe, out, form, original_hw))
 
 
 @app.command()

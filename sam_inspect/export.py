@@ -133,9 +133,16 @@ def _write(out: Path, name: str, content: bytes, form: Format) -> dict[str, str]
 def _as_openvino(name: str, content: bytes) -> dict[str, bytes]:
     import openvino
 
+    return openvino_files(name, openvino.Core().read_model(model=content))
+
+
+def openvino_files(name: str, model: Any) -> dict[str, bytes]:
+    """An OpenVINO model's .xml and the .bin beside it, by their names."""
+    import openvino
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.xml"
-        openvino.save_model(openvino.Core().read_model(model=content), path, compress_to_fp16=False)
+        openvino.save_model(model, path, compress_to_fp16=False)
         return {file.name: file.read_bytes() for file in (path, path.with_suffix(".bin"))}
 
 

@@ -14,7 +14,7 @@ PLAN = [
     "localize prompt segment choose judge",
     "assemble",
     "pipeline",
-    "datasets synth synth_bottle training finetune evaluate metrics report batch bench export",
+    "datasets synth synth_bottle training finetune evaluate metrics report batch bench export quantise",
     "serve",
     "cli cli_serve options __main__ __init__ console testing demo doctor",
 ]
