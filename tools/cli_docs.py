@@ -8,25 +8,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+from typer.core import TyperGroup
+from typer.main import get_group
+
+from sam_inspect.cli import app
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
-COMMANDS = (
-    "",
-    "train",
-    "inspect",
-    "evaluate",
-    "finetune",
-    "compare",
-    "synth",
-    "demo",
-    "weights",
-    "weights list",
-    "weights fetch",
-    "weights add",
-    "weights verify",
-    "doctor",
-)
 HEAD = """\
 # Commands
 
@@ -35,6 +25,17 @@ Written from `--help` by `tools/cli_docs.py`; a test holds it to that. Names, fl
 Messages and progress go to stderr, results to stdout. `--quiet` silences all messages but warnings and errors;
 `--json-logs` says each as one JSON object a line.
 """
+
+
+def commands(group: TyperGroup, name: str = "") -> Iterator[str]:
+    """The group's name and those of all its commands, each after what it stands under, in the order of `--help`."""
+    yield name
+    for word, command in group.commands.items():
+        full = f"{name} {word}".strip()
+        if isinstance(command, TyperGroup):
+            yield from commands(command, full)
+        else:
+            yield full
 
 
 def help_of(command: str) -> str:
@@ -49,7 +50,7 @@ def help_of(command: str) -> str:
 def page() -> str:
     """The whole page."""
     parts = [HEAD]
-    for command in COMMANDS:
+    for command in commands(get_group(app)):
         title = f"sam-inspect {command}".strip()
         parts.append(f"{'##' if ' ' not in command else '###'} {title}\n\n```text\n{help_of(command)}\n```\n")
     return "\n".join(parts)
