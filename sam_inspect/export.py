@@ -86,6 +86,8 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def _size_of(inspector: Inspector) -> tuple[int, int]:
     assert inspector.recipe is not None
+    if inspector.recipe.image_hw is not None:
+        return inspector.recipe.image_hw
     data = Path(str(inspector.recipe.provenance.get("data", "")))
     if not data.is_dir():
         raise UsageError(f"{data}: the recipe's good parts are not here to tell their size", "give --size WIDTHxHEIGHT")

@@ -67,6 +67,12 @@ class Recipe:
     decoder_facts: Mapping[str, Any] = field(default_factory=dict)
     runtime: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def image_hw(self) -> tuple[int, int] | None:
+        """(H, W) pixels of the first good part it was trained on; None where that was not kept yet."""
+        size = self.provenance.get("image_size")
+        return (int(size[1]), int(size[0])) if size else None
+
     def untuned(self) -> Recipe:
         """The same as it was before its decoder was tuned."""
         choose = self.decoder_facts.get(UNTUNED_CHOOSE, self.config.choose.model_dump())

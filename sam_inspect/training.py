@@ -20,7 +20,7 @@ from sam_inspect.config import RecipeConfig, StageConfig
 from sam_inspect.datasets import good_images
 from sam_inspect.errors import ConfigError, DatasetError, ImageError
 from sam_inspect.files import make_folder
-from sam_inspect.images import read_image
+from sam_inspect.images import read_image, read_size
 from sam_inspect.judge import calibrated_threshold
 from sam_inspect.localize import Fit, Localizer, Trainable
 from sam_inspect.localize.anomalib_exported import GRAPHS
@@ -147,6 +147,7 @@ def _provenance(data: Path, images: Sequence[Path], fit: Fit) -> dict[str, Any]:
         "command": sys.argv,
         "data": str(data.absolute()),
         "data_sha256": digest.hexdigest(),
+        "image_size": [*reversed(read_size(images[0]))],
         "weights": fit.weights,
         "python": platform.python_version(),
         "machine": platform.platform(),

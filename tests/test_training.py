@@ -14,6 +14,7 @@ import pytest
 
 from sam_inspect.config import RecipeConfig, StageConfig
 from sam_inspect.errors import DatasetError
+from sam_inspect.images import read_size
 from sam_inspect.progress import silent
 from sam_inspect.recipe import Recipe, load_recipe
 from sam_inspect.training import train_recipe
@@ -48,8 +49,9 @@ def same(one: Recipe, other: Recipe) -> bool:
     return tensors and np.array_equal(one.calibration_scores, other.calibration_scores)
 
 
-def test_what_was_written_is_what_was_learned(recipe: Recipe) -> None:
+def test_what_was_written_is_what_was_learned(recipe: Recipe, plates: Path) -> None:
     assert same(load_recipe(recipe.folder), recipe)
+    assert load_recipe(recipe.folder).image_hw == read_size(plates / "0.png")
     assert len(recipe.calibration_scores) == recipe.metrics["good_images"] == 8
 
 

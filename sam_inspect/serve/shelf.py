@@ -110,10 +110,17 @@ class Shelf:
     def _warm(self, name: str, folder: Path) -> Loaded:
         version = _version(folder)
         inspector = self._open(folder)
-        image = np.full((*(load_export(folder).original_hw if is_export(folder) else WARM_HW), 3), 128, np.uint8)
+        image = np.full((*_image_hw(folder, inspector), 3), 128, np.uint8)
         inspector.inspect(image)
         inspector.inspect(image, boxes=[WARM_BOX])
         return Loaded(name, version, inspector, datetime.now(UTC))
+
+
+def _image_hw(folder: Path, inspector: Inspector) -> tuple[int, int]:
+    """Of the images that it will see."""
+    if is_export(folder):
+        return load_export(folder).original_hw
+    return (inspector.recipe.image_hw if inspector.recipe else None) or WARM_HW
 
 
 def _is_recipe(folder: Path) -> bool:
