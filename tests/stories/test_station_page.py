@@ -150,6 +150,30 @@ def test_a_late_answer_to_an_older_filter_does_not_undo_the_newer(page: Any, ser
     assert page.locator("#list li.fail").count() == 0
 
 
+HELD = """() => {
+  const prompt = window.fetch;
+  window.fetch = async (path, options) => {
+    const answer = await prompt(path, options);
+    if (/inspections\\?/.test(path)) {
+      document.body.dataset.held = "yes";
+      while (!document.body.dataset.go) await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    return answer;
+  };
+}"""
+
+
+def test_what_the_line_sends_while_the_list_is_read_is_not_lost(page: Any, service: Any, good: Path) -> None:
+    page.evaluate(HELD)
+    page.select_option("[name=reviewed]", "false")
+    page.wait_for_selector("body[data-held=yes]")
+    service.send(parts(good, fine=False)[0], params={"serial": "meanwhile"})
+    page.wait_for_selector("#list b:text('meanwhile')")
+    page.evaluate("document.body.dataset.go = 'yes'")
+    page.wait_for_timeout(300)
+    assert page.locator("#list b:text('meanwhile')").count() == 1
+
+
 def test_dark_and_narrow(page: Any, good: Path) -> None:
     before = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.click("#theme")

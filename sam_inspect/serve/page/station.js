@@ -28,6 +28,7 @@ function questions() {
 }
 
 const lists = questions();
+let told = []; // by the line, since the list was asked for last; newest first
 const shows = questions();
 const drafts = questions();
 
@@ -44,9 +45,11 @@ function query() {
 
 async function refill() {
   const counts = lists.ask();
+  told = [];
   const page = await json(`v1/inspections?${query()}`);
   if (!counts()) return;
-  Object.assign(state, { rows: page.inspections, next: page.next });
+  const missed = told.filter((row) => fits(row) && !page.inspections.some((each) => each.id === row.id));
+  Object.assign(state, { rows: [...missed, ...page.inspections], next: page.next });
   drawList();
   if (!state.current && state.rows.length) await show(state.rows[0].id);
 }
@@ -405,6 +408,7 @@ const recipes = await json("v1/recipes");
 at("recipe").replaceChildren(...recipes.map(({ name }) => element("option", name)));
 await refill();
 listen((row) => {
+  told = [row, ...told].slice(0, PAGE);
   if (!fits(row)) return;
   if (!state.rows.some((each) => each.id === row.id)) state.rows.unshift(row);
   drawList();
