@@ -15,6 +15,7 @@ from PIL import Image
 
 from sam_inspect.config import PromptConfig
 from sam_inspect.images import read_image
+from sam_inspect.localize import memory_bank
 from sam_inspect.localize.drawn_maps import fit_of, located, measured
 from sam_inspect.localize.memory_bank import SURE, Bank, MemoryBank
 from sam_inspect.localize.nearest import NearestPatches
@@ -57,6 +58,16 @@ def bank(images: list[Path], weights: Callable[[str], LoadedWeights]) -> MemoryB
     localizer, fit = MemoryBank.fit(images[:6], ARGS, device="cpu", progress=silent)
     assert len(fit.calibration_scores) == 6
     return localizer
+
+
+def test_good_parts_beyond_what_can_be_held_are_learned_from_all_the_same(
+    images: list[Path], weights: Callable[[str], LoadedWeights], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More at 512 pixels than at 160: every look holds the same ones, or their maps would not fit together."""
+    weights("mobile_sam")
+    monkeypatch.setattr(memory_bank, "HELD_BYTES", 6_000_000)
+    _, fit = MemoryBank.fit(images, ARGS, device="cpu", progress=silent)
+    assert 2 <= len(fit.calibration_scores) < 8
 
 
 @pytest.mark.parametrize("centre", [(30, 30), (370, 30), (30, 210), (370, 210), (200, 120)])

@@ -159,7 +159,9 @@ class MemoryBank:
         parsed = validated(MemoryBankArgs, dict(args), "localizer.args")
         if len(images) < 2:
             raise DatasetError(f"{images[0].parent}: only one good image", "give at least two, better twenty or more")
-        fitted = [_fit_bank(images, config, parsed, device, progress) for config in parsed.backbones]
+        looks = [_look(images, config, device) for config in parsed.backbones]
+        held_every = max(_held_every(images, grid) for grid, _ in looks)
+        fitted = [_fit_bank(images, grid, weights, parsed, held_every, progress) for grid, weights in looks]
         localizer = cls(parsed, [bank for bank, _ in fitted])
         held = [
             localizer._combined([maps for maps, _ in found], found[0][1])
@@ -226,19 +228,37 @@ def _restored(
 HeldMaps = list[tuple[list[Map], tuple[int, int]]]
 
 
+def _look(images: Sequence[Path], config: BackboneConfig, device: str) -> tuple[PatchGrid, dict[str, str]]:
+    """What cuts these images and answers with features, and its weights' facts."""
+    backbone, weights = load_backbone(config, device)
+    return PatchGrid(backbone, config, product_scale([read_size(path) for path in images], config)), weights
+
+
+def _held_every(images: Sequence[Path], grid: PatchGrid) -> int:
+    """Every how-many-eth image can be held, all its patches in half precision; at least two are."""
+    image = read_image(images[0])
+    tiles = grid.features([image], grid.plan(image.shape[:2]))
+    held_bytes = 2 * sum(layer.numel() for tile in tiles for layer in tile)
+    return min(max(1, -(-len(images) * held_bytes // HELD_BYTES)), max(1, len(images) // 2))
+
+
 def _fit_bank(
-    images: Sequence[Path], config: BackboneConfig, args: MemoryBankArgs, device: str, progress: Progress
+    images: Sequence[Path],
+    grid: PatchGrid,
+    weights: dict[str, str],
+    args: MemoryBankArgs,
+    held_every: int,
+    progress: Progress,
 ) -> tuple[Bank, HeldMaps]:
     """One network's bank, and for each held image its layers' deviations and (H, W).
 
     Each of these is scored by a memory without its own fold.
     """
-    backbone, weights = load_backbone(config, device)
-    grid = PatchGrid(backbone, config, product_scale([read_size(path) for path in images], config))
-    pools, owners, held = _gather(images, grid, args, progress)
-    bank = Bank(grid, _memories(pools, args, device), weights, tuple((0.0, 0.0) for _ in pools))
+    pools, owners, held = _gather(images, grid, args, held_every, progress)
+    memories = _memories(pools, args, str(grid.backbone.device))
+    bank = Bank(grid, memories, weights, tuple((0.0, 0.0) for _ in pools))
     planted = [read_image(path) for path in images[:PLANTED_IMAGES]]
-    bank = replace(bank, offsets_yx=measure_offsets(bank, planted, grid.scale, config.cell_px))
+    bank = replace(bank, offsets_yx=measure_offsets(bank, planted, grid.scale, grid.config.cell_px))
     maps = _cross_fitted(bank, pools, owners, held, args, progress)
     bank = replace(bank, normals=tuple(Normal.of(layer) for layer in zip(*maps, strict=True)))
     return bank, [(bank.deviations(found), image.original_hw) for found, image in zip(maps, held, strict=True)]
@@ -259,40 +279,39 @@ class _Held:
 
 
 def _gather(
-    images: Sequence[Path], grid: PatchGrid, args: MemoryBankArgs, progress: Progress
+    images: Sequence[Path], grid: PatchGrid, args: MemoryBankArgs, held_every: int, progress: Progress
 ) -> tuple[list[Tensor], list[Tensor], list[_Held]]:
     """For each layer the pool (n, C) and the image's index of each of its rows; and the held images."""
     generator = torch.Generator().manual_seed(args.seed)
     quota = -(-max(POOL_PATCHES, args.bank_patches) // len(images))
     rows: list[list[Tensor]] = [[] for _ in grid.config.layers]
-    held, step = [], 1
-    for index, path in enumerate(progress(images, f"good parts through {_look(grid.config)}", len(images))):
+    held = []
+    for index, path in enumerate(progress(images, f"good parts through {_name(grid.config)}", len(images))):
         image = read_image(path)
         tiles = [[layer.cpu() for layer in tile] for tile in grid.features([image], grid.plan(image.shape[:2]))]
         if index == 0:
-            step = _announce(grid.config, len(images), tiles, quota)
+            _announce(grid.config, len(images), tiles, quota, held_every)
         for layer, parts in zip(rows, zip(*tiles, strict=True), strict=True):
             flat = torch.cat([part.flatten(0, 1) for part in parts])
             layer.append(flat[torch.randperm(len(flat), generator=generator)[:quota]])
-        if index % step == 0:
+        if index % held_every == 0:
             held.append(_Held(index, image.shape[:2], [[layer.half() for layer in tile] for tile in tiles]))
     owners = [torch.cat([torch.full((len(part),), i) for i, part in enumerate(layer)]) for layer in rows]
     return [torch.cat(layer) for layer in rows], owners, held
 
 
-def _look(config: BackboneConfig) -> str:
+def _name(config: BackboneConfig) -> str:
     return f"{config.name} at {config.size_px} pixels"
 
 
-def _announce(config: BackboneConfig, n_images: int, tiles: Sequence[Sequence[Tensor]], quota: int) -> int:
-    """Says how much memory fitting takes; answers with every how-many-eth image is held."""
+def _announce(
+    config: BackboneConfig, n_images: int, tiles: Sequence[Sequence[Tensor]], quota: int, held_every: int
+) -> None:
+    """Says how much memory fitting takes."""
     held_bytes = 2 * sum(layer.numel() for tile in tiles for layer in tile)
-    step = max(1, -(-n_images * held_bytes // HELD_BYTES))
-    step = min(step, max(1, n_images // 2))
     pool_bytes = sum(4 * n_images * quota * layer.shape[-1] for layer in tiles[0])
-    total = 3 * pool_bytes + held_bytes * -(-n_images // step)
-    log.info("%s: fitting %d images takes up to %.1f GB beside the network", _look(config), n_images, total / 1e9)
-    return step
+    total = 3 * pool_bytes + held_bytes * -(-n_images // held_every)
+    log.info("%s: fitting %d images takes up to %.1f GB beside the network", _name(config), n_images, total / 1e9)
 
 
 def _cross_fitted(
