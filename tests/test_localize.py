@@ -17,6 +17,7 @@ from sam_inspect.config import PromptConfig
 from sam_inspect.images import read_image
 from sam_inspect.localize import memory_bank
 from sam_inspect.localize.drawn_maps import fit_of, located, measured
+from sam_inspect.localize.memory import spread_out
 from sam_inspect.localize.memory_bank import SURE, Bank, MemoryBank
 from sam_inspect.localize.nearest import NearestPatches
 from sam_inspect.localize.patches import BackboneConfig, PatchGrid
@@ -37,6 +38,29 @@ def test_distances_are_those_of_brute_force() -> None:
     assert found[:10].max() == 0
     assert (found - exact).min() > -1e-3
     assert ((found - exact)[10:] / exact[10:]).max() < 0.01
+
+
+def test_rare_good_patches_are_remembered_beside_the_usual_ones() -> None:
+    """Ten patches of a stain among ten thousand of a surface: a random hundredth would mostly miss them."""
+    generator = torch.Generator().manual_seed(0)
+    surface, stain = torch.randn(10_000, 8, generator=generator), 40 + torch.randn(10, 8, generator=generator)
+    rows = torch.cat([surface, stain])
+    chosen = spread_out(rows, 100, torch.Generator().manual_seed(1))
+    assert len(set(chosen.tolist())) == 100
+    assert 1 <= int((chosen >= 10_000).sum()) <= 10
+    assert torch.equal(chosen, spread_out(rows, 100, torch.Generator().manual_seed(1)))
+
+    def farthest(indices: torch.Tensor) -> float:
+        return float(torch.cdist(rows, rows[indices]).amin(1).max())
+
+    assert farthest(chosen) < 0.5 * farthest(torch.randperm(10_000, generator=generator)[:100])
+
+
+@pytest.mark.parametrize("count", [1, 7, 10, 11, 60, 99])
+def test_exactly_so_many_are_remembered(count: int) -> None:
+    rows = torch.zeros(60, 4)  # nothing tells them apart
+    chosen = spread_out(rows, count, torch.Generator().manual_seed(0))
+    assert len(set(chosen.tolist())) == len(chosen) == min(count, 60)
 
 
 @pytest.fixture(scope="module")
