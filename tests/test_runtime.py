@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -99,8 +100,6 @@ def test_sams_decoder_answers_any_prompts_as_in_torch(
 
 
 def test_a_vit_answers_as_in_torch_at_another_size_than_its_own() -> None:
-    import timm
-
     name = "vit_tiny_patch16_224"
     torch.manual_seed(0)
     tensors = timm.create_model(name, num_classes=0).state_dict()
@@ -109,6 +108,20 @@ def test_a_vit_answers_as_in_torch_at_another_size_than_its_own() -> None:
     with running_on(Runtime("openvino")):
         (found,) = build_backbone(name, [3], tensors).features(images)
     torch.testing.assert_close(found, expected, atol=1e-3 * float(expected.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("chosen", [*EXACT, Runtime("onnx", patient=True)], ids=names)
+def test_a_network_with_batch_norms_answers_as_in_torch_at_every_further_size(chosen: Runtime) -> None:
+    """Making a graph must not teach them the picture that it is made with."""
+    torch.manual_seed(0)
+    tensors = timm.create_model("mobilenetv2_100", num_classes=0).eval().state_dict()
+    plain = build_backbone("mobilenet_v2", [1, 2], tensors)
+    with running_on(chosen):
+        backbone = build_backbone("mobilenet_v2", [1, 2], tensors)
+    for width in (32, 64, 96, 64, 32):
+        images = 255 * torch.rand(1, 3, 32, width)
+        for found, expected in zip(backbone.features(images), plain.features(images), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_bf16_is_near(encoder: TinyVitEncoder) -> None:

@@ -93,11 +93,11 @@ def run(module: nn.Module, device: torch.device, free: Free = FIXED) -> Running:
     """The module in the runtime in force; on a GPU it is always torch.
 
     Args:
-        module: frozen, in evaluation mode; tensors to a tensor or several.
+        module: frozen, from now on in evaluation mode; tensors to a tensor or several.
         device: where it lies.
         free: axes of its inputs, by their places, that may be of any length in one graph.
     """
-    runtime = _current.get()
+    runtime, module = _current.get(), module.eval()
     if runtime.name == "torch" or device.type != "cpu":
         return _InTorch(module, device, runtime.precision)
     return _InGraphs(module, runtime, free)
@@ -208,6 +208,7 @@ def exported(module: nn.Module, inputs: Sequence[Tensor], free: Free = FIXED) ->
     """
     examples = [torch.zeros(_example_shape(tensor, free.get(place, ()))) for place, tensor in enumerate(inputs)]
     module = module.for_size(*examples[0].shape[-2:]) if isinstance(module, Sizable) else module
+    module.eval()  # torch's exporter leaves it in the mode that it finds its outermost part in
     names = [f"input_{place}" for place in range(len(examples))]
     with TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch tells of each of our shapes that it becomes a constant: it is meant to
