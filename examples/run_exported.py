@@ -23,16 +23,16 @@ def anomaly_map(session, recipe, image):
 
 def boxes(rise, recipe, blur):
     """(peak, box) of what rises above the threshold, down to a share of its peak, less its blur (as in `prompt.py`)."""
-    prompt = recipe["prompt"]
-    count, labels = cv2.connectedComponents((rise > prompt["floor"] * recipe["threshold"]).astype(np.uint8))
+    grow, low = recipe["prompt"]["grow"], recipe["prompt"]["floor"] * recipe["threshold"]
+    count, labels = cv2.connectedComponents((rise > low).astype(np.uint8))
     for label in range(1, count):
         peak = rise[labels == label].max()
         if peak > recipe["threshold"]:
-            level = max(prompt["floor"] * recipe["threshold"], prompt["grow"] * peak)
-            ends = np.array([[at.min(), at.max() + 1] for at in np.nonzero((labels == label) & (rise > level))])
-            spans, (y, x) = ends[:, 1] - ends[:, 0], ends.mean(1)
-            dy, dx = np.maximum(np.sqrt(np.maximum(spans**2 - blur**2, 0)), max(blur / 8, 1)) / 2
-            yield peak, (x - dx, y - dy, x + dx, y + dy)
+            at = np.nonzero((labels == label) & (rise > max(low, grow * peak)))
+            spans = np.ptp(at, 1) + 1
+            dy, dx = sides = np.ceil(np.maximum(np.sqrt(np.maximum(spans**2 - blur**2, 0)), max(blur / 8, 1)))
+            y, x = np.min(at, 1) + (spans - sides) // 2
+            yield peak, (x, y, x + dx, y + dy)
 
 
 def mask(encoder, decoder, recipe, image, rise, peak, box):
