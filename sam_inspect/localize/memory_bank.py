@@ -159,8 +159,9 @@ class MemoryBank:
         parsed = validated(MemoryBankArgs, dict(args), "localizer.args")
         if len(images) < 2:
             raise DatasetError(f"{images[0].parent}: only one good image", "give at least two, better twenty or more")
-        looks = [_look(images, config, device) for config in parsed.backbones]
-        held_every = max(_held_every(images, grid) for grid, _ in looks)
+        sizes_hw = [read_size(path) for path in images]
+        looks = [_look(sizes_hw, config, device) for config in parsed.backbones]
+        held_every = _held_every(images, [grid for grid, _ in looks], parsed)
         fitted = [_fit_bank(images, grid, weights, parsed, held_every, progress) for grid, weights in looks]
         localizer = cls(parsed, [bank for bank, _ in fitted])
         held = [
@@ -228,18 +229,31 @@ def _restored(
 HeldMaps = list[tuple[list[Map], tuple[int, int]]]
 
 
-def _look(images: Sequence[Path], config: BackboneConfig, device: str) -> tuple[PatchGrid, dict[str, str]]:
-    """What cuts these images and answers with features, and its weights' facts."""
+def _look(sizes_hw: list[tuple[int, int]], config: BackboneConfig, device: str) -> tuple[PatchGrid, dict[str, str]]:
+    """What cuts images of these sizes and answers with features, and its weights' facts."""
     backbone, weights = load_backbone(config, device)
-    return PatchGrid(backbone, config, product_scale([read_size(path) for path in images], config)), weights
+    return PatchGrid(backbone, config, product_scale(sizes_hw, config)), weights
 
 
-def _held_every(images: Sequence[Path], grid: PatchGrid) -> int:
-    """Every how-many-eth image can be held, all its patches in half precision; at least two are."""
-    image = read_image(images[0])
-    tiles = grid.features([image], grid.plan(image.shape[:2]))
-    held_bytes = 2 * sum(layer.numel() for tile in tiles for layer in tile)
-    return min(max(1, -(-len(images) * held_bytes // HELD_BYTES)), max(1, len(images) // 2))
+def _held_every(images: Sequence[Path], grids: Sequence[PatchGrid], args: MemoryBankArgs) -> int:
+    """Every how-many-eth image can be held by every look, all its patches in half precision; at least two are.
+
+    Says how much memory fitting takes.
+    """
+    image, count = read_image(images[0]), len(images)
+    firsts = [list(grid.features([image], grid.plan(image.shape[:2]))) for grid in grids]
+    held_bytes = [2 * sum(layer.numel() for tile in tiles for layer in tile) for tiles in firsts]
+    every = min(max(1, -(-count * max(held_bytes) // HELD_BYTES)), max(1, count // 2))
+    for grid, tiles, held in zip(grids, firsts, held_bytes, strict=True):
+        pool_bytes = 4 * count * _quota(args, count) * sum(layer.shape[-1] for layer in tiles[0])
+        total = 3 * pool_bytes + held * -(-count // every)
+        log.info("%s: fitting %d images takes up to %.1f GB beside the network", _name(grid), count, total / 1e9)
+    return every
+
+
+def _quota(args: MemoryBankArgs, count: int) -> int:
+    """Patches of each of so many images in the pool."""
+    return -(-max(POOL_PATCHES, args.bank_patches) // count)
 
 
 def _fit_bank(
@@ -283,14 +297,12 @@ def _gather(
 ) -> tuple[list[Tensor], list[Tensor], list[_Held]]:
     """For each layer the pool (n, C) and the image's index of each of its rows; and the held images."""
     generator = torch.Generator().manual_seed(args.seed)
-    quota = -(-max(POOL_PATCHES, args.bank_patches) // len(images))
+    quota = _quota(args, len(images))
     rows: list[list[Tensor]] = [[] for _ in grid.config.layers]
     held = []
-    for index, path in enumerate(progress(images, f"good parts through {_name(grid.config)}", len(images))):
+    for index, path in enumerate(progress(images, f"good parts through {_name(grid)}", len(images))):
         image = read_image(path)
         tiles = [[layer.cpu() for layer in tile] for tile in grid.features([image], grid.plan(image.shape[:2]))]
-        if index == 0:
-            _announce(grid.config, len(images), tiles, quota, held_every)
         for layer, parts in zip(rows, zip(*tiles, strict=True), strict=True):
             flat = torch.cat([part.flatten(0, 1) for part in parts])
             layer.append(flat[torch.randperm(len(flat), generator=generator)[:quota]])
@@ -300,18 +312,8 @@ def _gather(
     return [torch.cat(layer) for layer in rows], owners, held
 
 
-def _name(config: BackboneConfig) -> str:
-    return f"{config.name} at {config.size_px} pixels"
-
-
-def _announce(
-    config: BackboneConfig, n_images: int, tiles: Sequence[Sequence[Tensor]], quota: int, held_every: int
-) -> None:
-    """Says how much memory fitting takes."""
-    held_bytes = 2 * sum(layer.numel() for tile in tiles for layer in tile)
-    pool_bytes = sum(4 * n_images * quota * layer.shape[-1] for layer in tiles[0])
-    total = 3 * pool_bytes + held_bytes * -(-n_images // held_every)
-    log.info("%s: fitting %d images takes up to %.1f GB beside the network", _name(config), n_images, total / 1e9)
+def _name(grid: PatchGrid) -> str:
+    return f"{grid.config.name} at {grid.config.size_px} pixels"
 
 
 def _cross_fitted(
