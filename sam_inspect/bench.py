@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
+from sam_inspect.datasets import evenly
 from sam_inspect.errors import SamInspectError, UsageError
 from sam_inspect.images import find_images
 from sam_inspect.masks import from_rle, union
@@ -235,12 +236,10 @@ def as_tables(networks: Sequence[Row], inspections: Sequence[Row]) -> list[tuple
 
 def _chosen(recipe: Path, images: Sequence[str]) -> list[str]:
     """At most so many, evenly over what is named."""
-    trained_on = Path(str(load_recipe(recipe).provenance.get("data", ""))) / "test"
+    trained_on = load_recipe(recipe).data / "test"
     if not images and not trained_on.is_dir():
         raise UsageError(f"{trained_on}: the recipe's test images are not here", "name images, good and defective ones")
-    found = find_images(images or [str(trained_on)])
-    places = np.linspace(0, len(found) - 1, min(MOST_IMAGES, len(found))).round().astype(int)
-    return [str(found[place]) for place in places]
+    return [str(path) for path in evenly(find_images(images or [str(trained_on)]), MOST_IMAGES)]
 
 
 def _run(recipe: Path, images: Sequence[str], runtime: Runtime, threads: int) -> Run:

@@ -12,6 +12,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ GOOD = "good"
 GROUPS = "groups.csv"
 ABOVE = 127
 LAYOUT = "the layout is test/good, test/TYPE and ground_truth/TYPE"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,11 @@ def good_images(data: Path) -> list[Path]:
                 "put the good images into train/good, or name a folder with nothing but good images",
             )
     return found
+
+
+def evenly(items: Sequence[T], most: int) -> list[T]:
+    """At most so many, evenly over all of them."""
+    return [items[place] for place in np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)]
 
 
 def test_samples(data: Path) -> list[Sample]:

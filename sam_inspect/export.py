@@ -57,7 +57,7 @@ def export(recipe: Path, out: Path, form: Format = "onnx", original_hw: tuple[in
         names = f"{inspector.config.localizer.name} and {inspector.config.segmenter.name}"
         raise ConfigError(f"{recipe}: {names} have no graph", "export a recipe of memory_bank and a SAM")
     original_hw = original_hw or _size_of(inspector)
-    heatmap = HeatmapGraph(localizer, original_hw).eval()
+    heatmap = HeatmapGraph(localizer, original_hw)
     side = sam.fixed_input_px or (
         inspector.config.prompt.input_px if inspector.config.prompt.view == "zoom" else NATIVE_PX
     )
@@ -88,7 +88,7 @@ def _size_of(inspector: Inspector) -> tuple[int, int]:
     assert inspector.recipe is not None
     if inspector.recipe.image_hw is not None:
         return inspector.recipe.image_hw
-    data = Path(str(inspector.recipe.provenance.get("data", "")))
+    data = inspector.recipe.data
     if not data.is_dir():
         raise UsageError(f"{data}: the recipe's good parts are not here to tell their size", "give --size WIDTHxHEIGHT")
     return read_size(good_images(data)[0])
@@ -96,7 +96,7 @@ def _size_of(inspector: Inspector) -> tuple[int, int]:
 
 def _encoder(network: SamNetwork) -> nn.Module:
     """Views, (1, 3, s, s) RGB in 0..255, to features, (1, 256, s / 16, s / 16)."""
-    return nn.Sequential(Normalise(PIXEL_MEAN, PIXEL_STD), network.image_encoder).eval()
+    return nn.Sequential(Normalise(PIXEL_MEAN, PIXEL_STD), network.image_encoder)
 
 
 class _Prompted(nn.Module):

@@ -20,12 +20,12 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sam_inspect.datasets import GOOD, good_images, test_samples
+from sam_inspect.datasets import GOOD, evenly, good_images, test_samples
 from sam_inspect.errors import ConfigError, DatasetError, ImageError, UsageError
 from sam_inspect.export import Format, export, openvino_files
 from sam_inspect.exports import FACTS, Export, load_export
@@ -45,7 +45,6 @@ LEAST_IOU, MOST_DEFECTIVE = 0.97, 32
 CONVOLUTIONS = ["Convolution", "GroupConvolution"]
 OUTLIERS = r".*stages\.3/blocks/blocks\.0/mlp.*"
 """MobileSAM's only linear layers that int8 throws off: by 8 % of the features, all others together by 3 %."""
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -93,7 +92,7 @@ def export_int8(recipe: Path, out: Path, form: Format, original_hw: tuple[int, i
         raise UsageError(f"--int8: is written for OpenVINO, not as {form}", "give --format openvino")
     if find_spec("nncf") is None:
         raise ConfigError("--int8: NNCF is not installed", "install sam-inspect[int8]")
-    good, defective = _pictures(Path(str(load_recipe(recipe).provenance.get("data", ""))))
+    good, defective = _pictures(load_recipe(recipe).data)
     export(recipe, out, form, original_hw)
     whole = load_export(out)
     files = _quantised(whole, _views(good, whole.side_px), progress)
@@ -115,12 +114,7 @@ def _pictures(data: Path) -> tuple[list[Path], list[Path]]:
         problem = f"{data}: holds {len(good)} good images, too few to measure the ranges of int8 on"
         raise DatasetError(problem, f"bring {LEAST_GOOD} or more")
     defective = [sample.image for sample in test_samples(data) if sample.defect_type != GOOD]
-    return _spread(good, MOST_GOOD), _spread(defective, MOST_DEFECTIVE)
-
-
-def _spread(items: Sequence[T], most: int) -> list[T]:
-    """At most so many, evenly over all."""
-    return [items[place] for place in np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)]
+    return evenly(good, MOST_GOOD), evenly(defective, MOST_DEFECTIVE)
 
 
 def _views(good: Sequence[Path], side_px: int) -> list[NDArray[np.float32]]:

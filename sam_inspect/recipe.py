@@ -68,6 +68,11 @@ class Recipe:
     runtime: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def data(self) -> Path:
+        """The folder that it was trained on, wherever that is by now."""
+        return Path(str(self.provenance.get("data", "")))
+
+    @property
     def image_hw(self) -> tuple[int, int] | None:
         """(H, W) pixels of the first good part it was trained on; None where that was not kept yet."""
         size = self.provenance.get("image_size")

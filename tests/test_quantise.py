@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -71,13 +72,10 @@ def product(tmp_path: Path) -> Path:
 def recipe(tmp_path: Path, product: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe that says what it was trained on, and is exported in no time."""
 
-    class Trained:
-        provenance = {"data": str(product)}  # noqa: RUF012
-
     def copied(recipe: Path, out: Path, *_: Any) -> Path:
         return write_export(out)
 
-    monkeypatch.setattr(quantise, "load_recipe", lambda folder: Trained)
+    monkeypatch.setattr(quantise, "load_recipe", lambda folder: SimpleNamespace(data=product))
     monkeypatch.setattr(quantise, "export", copied)
     monkeypatch.setattr(quantise, "_quantised", lambda *_: {"encoder.onnx": b"smaller"})
     return tmp_path / "recipe"

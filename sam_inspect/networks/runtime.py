@@ -93,11 +93,11 @@ def run(module: nn.Module, device: torch.device, free: Free = FIXED) -> Running:
     """The module in the runtime in force; on a GPU it is always torch.
 
     Args:
-        module: frozen, from now on in evaluation mode; tensors to a tensor or several.
+        module: frozen, in evaluation mode; tensors to a tensor or several.
         device: where it lies.
         free: axes of its inputs, by their places, that may be of any length in one graph.
     """
-    runtime, module = _current.get(), module.eval()
+    runtime = _current.get()
     if runtime.name == "torch" or device.type != "cpu":
         return _InTorch(module, device, runtime.precision)
     return _InGraphs(module, runtime, free)
