@@ -186,8 +186,8 @@ def pick_runtime_for(config: RecipeConfig, device: str, name: str = "auto", prec
 
 
 def _checked_runtime(recipe: Recipe, device: str) -> Runtime | None:
-    """What `bench --check` put into the recipe, where it runs here."""
-    if device != "cpu" or not installed(recipe.runtime.get("runtime", "")):
+    """What `bench --check` put into the recipe, where it was checked on such a device and runs here."""
+    if device != recipe.runtime.get("device", "cpu") or not installed(recipe.runtime.get("runtime", "")):
         return None
     from sam_inspect.networks.fastest import pick_runtime
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from sam_inspect.errors import SamInspectError, UsageError
 from sam_inspect.images import find_images
 from sam_inspect.masks import from_rle, union
 from sam_inspect.metrics import mask_iou
-from sam_inspect.networks.graphs import PACKAGES, Runtime, installed, usable
+from sam_inspect.networks.graphs import ON, PACKAGES, Runtime, installed, usable
 from sam_inspect.networks.loaded import load_sam
 from sam_inspect.networks.runtime import Running, run, running_on
 from sam_inspect.progress import Progress
@@ -35,6 +37,9 @@ from sam_inspect.records import Prompt, View
 from sam_inspect.segment.sam import Embedding, MobileSam, Sam
 
 MOST_IMAGES = 16
+# A GPU's networks are recorded, and compiled, on the second batch of a size; the time of those before does not count.
+IMAGES_IN_ALL = {"cpu": 0, "cuda": 4 * MOST_IMAGES}
+UNTIMED = {"cpu": 1, "cuda": 3 * MOST_IMAGES}
 LEAST_IOU = 0.99
 VIEW_PX, ROUNDS, MANY, PRODUCT = 512, 16, 8, 2048
 Row = dict[str, Any]
@@ -76,37 +81,38 @@ class Run:
     peak_mb: float
 
 
-def bench(recipe: Path, images: Sequence[str], threads: Sequence[int], progress: Progress) -> list[Row]:
+def bench(recipe: Path, images: Sequence[str], device: str, threads: Sequence[int], progress: Progress) -> list[Row]:
     """A row for each installed runtime, precision and number of threads; the first, torch in f32, is the reference.
 
     Args:
         recipe: its folder.
         images: folders, files or globs; the test images that it was trained beside where there are none.
+        device: `cpu` or `cuda`.
         threads: how many for the networks.
         progress: shows how far it is.
 
     Returns:
-        rows of runtime, precision, threads; milliseconds of good and defective parts without the first image, and of
+        rows of device, runtime, precision, threads; milliseconds of good and defective parts without the first images, and of
         them to localize and (defective) segment; seconds to the first verdict; quality against the reference.
 
     Raises:
         UsageError: no images are named, and those of the recipe are not here.
         SamInspectError: a run failed; its own message.
     """
-    chosen = _chosen(recipe, images)
-    ways = [(runtime, count) for count in threads for runtime in usable()]
-    for runtime in usable():  # makes the graphs that the timed runs then find
-        _run(recipe, chosen, runtime, max(threads))
+    chosen = _chosen(recipe, images, IMAGES_IN_ALL[device])
+    ways = [(runtime, count) for count in threads for runtime in usable(device)]
+    for runtime in usable(device):  # makes the graphs that the timed runs then find
+        _run(recipe, chosen, device, runtime, max(threads))
     reference: Run | None = None
     rows = []
     for runtime, count in progress(ways, "bench", len(ways)):
-        found = _run(recipe, chosen, runtime, count)
+        found = _run(recipe, chosen, device, runtime, count)
         reference = reference or found
-        rows.append(_row(runtime, count, found, reference))
+        rows.append({"device": device} | _row(runtime, count, found, reference, UNTIMED[device]))
     return rows
 
 
-def bench_networks(threads: Sequence[int], progress: Progress) -> list[Row]:
+def bench_networks(device: str, threads: Sequence[int], progress: Progress) -> list[Row]:
     """MobileSAM's encoder on views of 512 pixels and its decoder, a row for each runtime, precision and threads.
 
     `off` is the mean difference of the features from torch's in f32, over their mean size. The encoder's operations a
@@ -115,9 +121,9 @@ def bench_networks(threads: Sequence[int], progress: Progress) -> list[Row]:
     Raises:
         WeightsMissing: they are not here.
     """
-    network, facts = load_sam("mobile_sam", None, "cpu")
-    usual, ways = torch.get_num_threads(), [(runtime, count) for runtime in usable() for count in threads]
-    gflop = _gflop(network.image_encoder)
+    network, facts = load_sam("mobile_sam", None, device)
+    usual, ways = torch.get_num_threads(), [(runtime, count) for runtime in usable(device) for count in threads]
+    gflop = _gflop(network.image_encoder, device)
     reference: NDArray[np.float32] | None = None
     rows = []
     try:
@@ -129,10 +135,10 @@ def bench_networks(threads: Sequence[int], progress: Progress) -> list[Row]:
             row, features = _network_row(sam, encode)
             reference = features if reference is None else reference
             off = float(np.abs(features - reference).mean() / np.abs(reference).mean())
-            names = {"runtime": runtime.name, "precision": runtime.precision, "threads": count}
+            names = {"device": device, "runtime": runtime.name, "precision": runtime.precision, "threads": count}
             speeds = {
                 "encode_gflops": 1000 * gflop / row["encode_1"]["p50"],
-                "product_gflops": _product_gflops(runtime),
+                "product_gflops": _product_gflops(runtime, device),
             }
             rows.append(names | row | speeds | {"off": off})
     finally:
@@ -141,44 +147,55 @@ def bench_networks(threads: Sequence[int], progress: Progress) -> list[Row]:
 
 
 def _network_row(sam: Sam, encode: Running) -> tuple[Row, NDArray[np.float32]]:
-    pixels = torch.from_numpy(np.random.default_rng(0).normal(size=(MANY, 3, VIEW_PX, VIEW_PX)).astype(np.float32))
+    noise = np.random.default_rng(0).normal(size=(MANY, 3, VIEW_PX, VIEW_PX)).astype(np.float32)
+    pixels = torch.from_numpy(noise).to(sam.device)
     view = View((0, 0, VIEW_PX, VIEW_PX), VIEW_PX, ())
     boxes = [Prompt(box_xyxy=(10.0 * place, 40.0, 10.0 * place + 90, 120.0)) for place in range(MANY)]
     embedding = Embedding(view, encode(pixels[:1])[0])
     row = {f"encode_{count}": _timed(partial(encode, pixels[:count]), ROUNDS // count) for count in (1, MANY)}
     row |= {f"decode_{count}": _timed(partial(sam.decode, embedding, boxes[:count]), ROUNDS) for count in (1, MANY)}
-    return row, embedding.features.numpy()
+    return row, embedding.features.cpu().numpy()
 
 
-def _gflop(encoder: torch.nn.Module) -> float:
+def _gflop(encoder: torch.nn.Module, device: str) -> float:
     """Of one view, a multiplication and an addition counted as two."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        encoder(torch.zeros(1, 3, VIEW_PX, VIEW_PX))
+        encoder(torch.zeros(1, 3, VIEW_PX, VIEW_PX, device=device))
     return float(counter.get_total_flops()) / 1e9
 
 
-def _product_gflops(runtime: Runtime) -> float:
-    one, other = torch.randn(
-        2, PRODUCT, PRODUCT, dtype=torch.bfloat16 if runtime.precision == "bf16" else torch.float32
-    )
+def _product_gflops(runtime: Runtime, device: str) -> float:
+    dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
+    one, other = torch.randn(2, PRODUCT, PRODUCT, dtype=dtype, device=device)
     return 2 * PRODUCT**3 / 1e6 / _timed(partial(torch.matmul, one, other), ROUNDS)["p50"]
 
 
 def _timed(work: Callable[[], object], rounds: int) -> dict[str, float]:
-    """Quantiles of its milliseconds, after one more run."""
-    work()
+    """Quantiles of its milliseconds, after two more runs."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else _nothing
+    for _ in range(2):
+        work()
     times = []
     for _ in range(rounds):
+        wait()
         start = time.perf_counter()
         work()
+        wait()
         times.append(1000 * (time.perf_counter() - start))
     return _quantiles(times)
 
 
-def machine() -> dict[str, str]:
+def _nothing() -> None:
+    """A processor's work is done when it comes back."""
+
+
+def machine(device: str) -> dict[str, str]:
     """What the rows were measured on and with."""
-    packages = {name: version(PACKAGES[name]) for name in PACKAGES if installed(name)}
-    return {"processor": processor(), "cores": str(os.cpu_count()), "python": platform.python_version()} | packages
+    gpu = {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
+    packages = {name: version(PACKAGES[name]) for name in ON["cpu"] if installed(name)}
+    return (
+        gpu | {"processor": processor(), "cores": str(os.cpu_count()), "python": platform.python_version()} | packages
+    )
 
 
 def processor() -> str:
@@ -222,9 +239,11 @@ def _keeps(row: Row) -> bool:
     return bool(row["verdicts_kept"] == row["images"] and row["mask_iou"]["least"] >= LEAST_IOU)
 
 
-def as_tables(networks: Sequence[Row], inspections: Sequence[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
+def as_tables(
+    networks: Sequence[Row], inspections: Sequence[Row], measured_on: Mapping[str, str]
+) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, columns and cells of each that has rows."""
-    described = ", ".join(f"{name} {value}" for name, value in machine().items())
+    described = ", ".join(f"{name} {value}" for name, value in measured_on.items())
     tables = [(f"Networks ({described})", NETWORK_COLUMNS, networks)]
     tables.append(("Milliseconds an image", COLUMNS, inspections))
     return [
@@ -234,17 +253,19 @@ def as_tables(networks: Sequence[Row], inspections: Sequence[Row]) -> list[tuple
     ]
 
 
-def _chosen(recipe: Path, images: Sequence[str]) -> list[str]:
-    """At most so many, evenly over what is named."""
+def _chosen(recipe: Path, images: Sequence[str], in_all: int) -> list[str]:
+    """A few, evenly over what is named, again and again until there are so many."""
     trained_on = load_recipe(recipe).data / "test"
     if not images and not trained_on.is_dir():
         raise UsageError(f"{trained_on}: the recipe's test images are not here", "name images, good and defective ones")
-    return [str(path) for path in evenly(find_images(images or [str(trained_on)]), MOST_IMAGES)]
+    few = [str(path) for path in evenly(find_images(images or [str(trained_on)]), MOST_IMAGES)]
+    return list(islice(cycle(few), max(len(few), in_all)))
 
 
-def _run(recipe: Path, images: Sequence[str], runtime: Runtime, threads: int) -> Run:
+def _run(recipe: Path, images: Sequence[str], device: str, runtime: Runtime, threads: int) -> Run:
     with tempfile.TemporaryDirectory() as out:
-        options = ["--runtime", runtime.name, "--precision", runtime.precision, "--device", "cpu", "--quiet"]
+        images = [_copied(image, f"{place:03}", Path(out)) for place, image in enumerate(images)]
+        options = ["--runtime", runtime.name, "--precision", runtime.precision, "--device", device, "--quiet"]
         where = ["--recipe", str(recipe), "--out", out, "--save", "results"]
         command = [sys.executable, "-m", "sam_inspect", "inspect", *images, *where, *options]
         start = time.monotonic()
@@ -261,11 +282,16 @@ def _run(recipe: Path, images: Sequence[str], runtime: Runtime, threads: int) ->
         return Run([json.loads(line) for line in lines], time.monotonic() - start, usage.ru_maxrss / 1024)
 
 
-def _row(runtime: Runtime, threads: int, run: Run, reference: Run) -> Row:
-    warm = list(zip(run.results, reference.results, strict=True))[1:]
+def _copied(image: str, name: str, out: Path) -> str:
+    """Under a name of its own: `inspect` takes a file once."""
+    return str(shutil.copy(image, out / f"{name}{Path(image).suffix}"))
+
+
+def _row(runtime: Runtime, threads: int, run: Run, reference: Run, untimed: int = 1) -> Row:
+    pairs = list(zip(run.results, reference.results, strict=True))
+    warm = pairs[untimed:]
     good = [found for found, before in warm if before["verdict"] == "pass"]
     defective = [found for found, before in warm if before["verdict"] == "fail"]
-    pairs = list(zip(run.results, reference.results, strict=True))
     ious = [_iou(found, before) for found, before in pairs if before["verdict"] == "fail"]
     total = sum(_milliseconds(found) for found, _ in warm)
     return {

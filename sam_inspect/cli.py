@@ -205,12 +205,14 @@ def bench(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the rows there as JSON.")
     ] = None,
+    device: Device = "auto",
     quiet: Quiet = False,
     json_logs: JsonLogs = False,
 ) -> None:
     """Times the networks, and a recipe, in every runtime and precision here, each with its masks beside torch's."""
     with session(quiet, json_logs) as progress:
         from sam_inspect import bench as timing
+        from sam_inspect.assemble import pick_device
         from sam_inspect.errors import UsageError
         from sam_inspect.files import make_folder, write_text
 
@@ -218,14 +220,15 @@ def bench(
             make_folder(json_file.parent)
         if check and recipe is None:
             raise UsageError("--check: there is no recipe to put it into", "give --recipe DIR")
-        counts = timing.parse_threads(threads)
+        counts, place = timing.parse_threads(threads), pick_device(device)
         # In this order: the peak of a process is counted from the size of the one that started it.
-        rows = timing.bench(recipe, images or [], counts, progress) if recipe else []
-        networks = timing.bench_networks(counts, progress)
+        rows = timing.bench(recipe, images or [], place, counts, progress) if recipe else []
+        networks = timing.bench_networks(place, counts, progress)
+        measured_on = timing.machine(place)
         if json_file is not None:
-            found = {"machine": timing.machine(), "networks": networks, "inspect": rows}
+            found = {"machine": measured_on, "networks": networks, "inspect": rows}
             write_text(json_file, json.dumps(found, indent=2) + "\n")
-        for shown in timing.as_tables(networks, rows):
+        for shown in timing.as_tables(networks, rows, measured_on):
             table(*shown)
         if check and recipe:
             best = timing.record(recipe, rows)

@@ -9,8 +9,10 @@ import typer
 
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the networks run.")]
 Runtime = Annotated[
-    Literal["auto", "torch", "openvino", "onnx"],
-    typer.Option(help="What runs the networks on a CPU; auto: the recipe's checked one, else the fastest here."),
+    Literal["auto", "torch", "openvino", "onnx", "compiled"],
+    typer.Option(
+        help="What runs the networks; auto: the recipe's checked one, else the fastest here; compiled: on a GPU."
+    ),
 ]
 Precision = Annotated[
     Literal["auto", "f32", "bf16"],

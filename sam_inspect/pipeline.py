@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from sam_inspect.records import Defect, Inspection, Localization, Outline
 from sam_inspect.segment import Segmenter
 
 Source = str | Path | bytes | NDArray[Any]
-READ_AHEAD = 4
+READERS = max(1, min(4, (os.cpu_count() or 1) // 2))
+LEAST_AHEAD, MOST_AHEAD, BYTES_AHEAD = 4, 16, 48 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -320,15 +322,19 @@ class _Clock:
 
 
 def _read_ahead(paths: Iterable[str | Path]) -> Iterator[Part | Inspection]:
-    """Each path, read in a thread; no more than a few wait. An error where it cannot be read."""
-    remaining = iter(paths)
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
-        waiting = deque(pool.submit(_part, path) for path in islice(remaining, READ_AHEAD))
+    """Each path, in order, read in threads; a batch's worth of small ones waits, of large ones a few."""
+    remaining, ahead = iter(paths), LEAST_AHEAD
+    waiting: deque[Future[Part | Inspection]] = deque()
+    with ThreadPoolExecutor(READERS, thread_name_prefix="read") as pool:
         try:
-            for following in chain(remaining, [None] * len(waiting)):
-                yield waiting.popleft().result()
-                if following is not None:
-                    waiting.append(pool.submit(_part, following))
+            while True:
+                waiting.extend(pool.submit(_part, path) for path in islice(remaining, max(0, ahead - len(waiting))))
+                if not waiting:
+                    return
+                read = waiting.popleft().result()
+                if isinstance(read, Part):
+                    ahead = max(LEAST_AHEAD, min(MOST_AHEAD, BYTES_AHEAD // read.image.nbytes))
+                yield read
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

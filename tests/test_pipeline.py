@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sam_inspect.config import RecipeConfig
 from sam_inspect.errors import ImageError
-from sam_inspect.pipeline import READ_AHEAD, Inspector
+from sam_inspect.pipeline import MOST_AHEAD, Inspector
 from sam_inspect.records import Candidates, Localization, View
 
 HW = (96, 128)
@@ -185,9 +185,9 @@ def test_no_more_than_a_few_files_are_read_ahead(inspector: Inspector, tmp_path:
     inspections = inspector.inspect_many(shift())
     for done in range(1, 4):
         next(inspections)
-        assert asked <= done + READ_AHEAD
+        assert asked <= done + MOST_AHEAD
     inspections.close()
-    assert asked <= 3 + READ_AHEAD
+    assert asked <= 3 + MOST_AHEAD
 
 
 def test_pixels_of_another_kind_are_refused(inspector: Inspector) -> None:

@@ -196,7 +196,10 @@ def test_what_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch, caplog: pytes
         fastest.pick_runtime("tensorrt", "auto", "cpu", None)
     with pytest.raises(UsageError, match="--runtime openvino: runs on the CPU only"):
         fastest.pick_runtime("openvino", "auto", "cuda", None)
+    with pytest.raises(UsageError, match="--runtime compiled: runs on a GPU only; name one of auto, torch, openvino"):
+        fastest.pick_runtime("compiled", "auto", "cpu", None)
     assert fastest.pick_runtime("auto", "bf16", "cuda", None) == Runtime("torch", "bf16")
+    assert fastest.pick_runtime("compiled", "auto", "cuda", None) == Runtime("compiled")
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     assert fastest.pick_runtime("openvino", "bf16", "cpu", None) == Runtime("openvino", "f32")
     assert "this processor computes none" in caplog.text
@@ -247,7 +250,7 @@ def test_a_row_of_the_bench_says_how_fast_and_how_alike(tmp_path: Path) -> None:
     assert first["mask_iou"] == {"mean": 1.0, "least": 1.0, "masks": 1}
     assert other["verdicts_kept"] == 3
     assert other["mask_iou"]["least"] == pytest.approx(50 / 150)
-    ((_, _, cells),) = bench.as_tables([], [first, other])
+    ((_, _, cells),) = bench.as_tables([], [first, other], {"processor": "this"})
     assert cells[1][0] == "openvino bf16"
     with pytest.raises(RecipeError, match="does not exist"):
         bench.record(tmp_path / "none", [first, other])

@@ -172,7 +172,7 @@ class _Fit:
         """(B, 256, s, s), read where no encoder is given; of one that moves, one view's activations at a time."""
         if encoder is None:
             return torch.from_numpy(np.stack([view.kept.load() for view in views]).astype(np.float32)).to(self.device)
-        pixels = [normalised(view.kept.load(), view.input_px)[None].to(self.device) for view in views]
+        pixels = [normalised(view.kept.load(), view.input_px, self.device)[None] for view in views]
         return torch.cat([checkpointed(encoder, each, use_reentrant=False) for each in pixels])
 
     @torch.no_grad()

@@ -70,7 +70,7 @@ class PatchGrid:
         """For each tile of each image, in order, one (h, w, C) float32 a layer, averaged over 3 x 3 cells."""
         tiles = list(self._tiles(images, plan))
         for batch in batches_of(len(tiles), math.prod(plan.tile_hw), self.backbone.device):
-            pixels = torch.from_numpy(np.stack(tiles[batch])).permute(0, 3, 1, 2).float()
+            pixels = torch.from_numpy(np.stack(tiles[batch])).to(self.backbone.device).permute(0, 3, 1, 2).float()
             layers = [self.on_cells(layer.float(), plan.tile_hw) for layer in self.backbone.features(pixels)]
             yield from ([layer[i] for layer in layers] for i in range(len(pixels)))
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from sam_inspect.errors import OutputError, UsageError
 from sam_inspect.files import make_folder, write_text
-from sam_inspect.networks.graphs import PACKAGES, Precision, Runtime, check, usable
+from sam_inspect.networks.graphs import ON, PACKAGES, Precision, Runtime, check, usable
 from sam_inspect.networks.runtime import has_bf16, run, running_on
 from sam_inspect.weights import cache_folder
 
@@ -28,25 +28,29 @@ def pick_runtime(name: str, precision: str, device: str, encoder: nn.Module | No
     """The runtime that a command line asks for.
 
     Args:
-        name: `torch`, `openvino`, `onnx`, or `auto` for the fastest here, torch where there is nothing to measure.
+        name: `torch`, `openvino`, `onnx`, `compiled`, or `auto` for the fastest here, torch where there is nothing to
+            measure.
         precision: `f32` or `bf16`; `auto` is f32, with which masks do not change.
-        device: `cpu` or `cuda`, where torch runs everything.
+        device: `cpu`, or `cuda`, where it is torch, compiled or not.
         encoder: of the recipe's SAM, which is measured; None where it has none.
         sha256: of its weights.
 
     Raises:
-        UsageError: another runtime than torch is asked for on a GPU.
+        UsageError: what is asked for does not run on that device.
         ConfigError: it is not installed.
     """
     exact: Precision = "bf16" if precision == "bf16" else "f32"
-    if device != "cpu" and name not in ("auto", "torch"):
-        raise UsageError(f"--runtime {name}: runs on the CPU only", "give --device cpu, or --runtime torch")
     if exact == "bf16" and device == "cpu" and not has_bf16():
         log.warning("--precision bf16: this processor computes none; f32 is used")
         exact = "f32"
     if name != "auto":
         runtime = Runtime(name, exact)  # type: ignore[arg-type]  # checked at once
         check(runtime)
+        if runtime.name not in ON[device]:
+            raise UsageError(
+                f"--runtime {name}: runs on {'a GPU' if device == 'cpu' else 'the CPU'} only",
+                f"name one of auto, {', '.join(ON[device])}",
+            )
         return runtime
     every = [runtime for runtime in usable() if runtime.precision == exact]
     if device != "cpu" or encoder is None or len(every) == 1:

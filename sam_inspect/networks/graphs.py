@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from sam_inspect.errors import ConfigError
 from sam_inspect.weights import cache_folder
 
-RuntimeName = Literal["torch", "openvino", "onnx"]
+RuntimeName = Literal["torch", "openvino", "onnx", "compiled"]
 Precision = Literal["f32", "bf16"]
-PACKAGES: dict[str, str] = {"torch": "torch", "openvino": "openvino", "onnx": "onnxruntime"}
+PACKAGES: dict[str, str] = {"torch": "torch", "openvino": "openvino", "onnx": "onnxruntime", "compiled": "torch"}
+ON: dict[str, tuple[RuntimeName, ...]] = {"cpu": ("torch", "openvino", "onnx"), "cuda": ("torch", "compiled")}
 UNKNOWN_TO_CPUS: tuple[RuntimeName, Precision] = ("onnx", "bf16")
 Array = NDArray[np.float32]
 Graph = Callable[[list[Array]], list[Array]]
@@ -28,7 +29,7 @@ Graph = Callable[[list[Array]], list[Array]]
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """Attributes:
-    name: who runs it.
+    name: who runs it; `compiled` is torch with kernels made for the network (`torch.compile`), on a GPU.
     precision: of products; inputs and outputs are float32.
     patient: makes a graph for a size only when torch has spent its price on that size.
     """
@@ -66,9 +67,9 @@ def openvino_has_bf16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def usable() -> list[Runtime]:
-    """Every installed runtime in every precision that it knows, torch in f32 first."""
-    every = [Runtime(name, precision) for name in get_args(RuntimeName) for precision in get_args(Precision)]
+def usable(device: str = "cpu") -> list[Runtime]:
+    """What is installed and runs on `cpu` or `cuda`, in every precision that it knows there, torch in f32 first."""
+    every = [Runtime(name, precision) for name in ON[device] for precision in get_args(Precision)]
     return [runtime for runtime in every if installed(runtime.name) and runtime != Runtime(*UNKNOWN_TO_CPUS)]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import os
 import time
 import warnings
 from collections import OrderedDict
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from sam_inspect.errors import OutputError
 from sam_inspect.files import make_folder, write_bytes
 from sam_inspect.networks.graphs import TORCH, Array, Graph, Precision, Runtime, check, graph
+from sam_inspect.networks.recorded import Recorded
 from sam_inspect.weights import cache_folder
 
 OPSET = 17
@@ -90,7 +92,7 @@ class Sizable(Protocol):
 
 
 def run(module: nn.Module, device: torch.device, free: Free = FIXED) -> Running:
-    """The module in the runtime in force; on a GPU it is always torch.
+    """The module in the runtime in force; on a GPU it is torch, compiled or not, and recorded.
 
     Args:
         module: frozen, in evaluation mode; tensors to a tensor or several.
@@ -98,9 +100,22 @@ def run(module: nn.Module, device: torch.device, free: Free = FIXED) -> Running:
         free: axes of its inputs, by their places, that may be of any length in one graph.
     """
     runtime = _current.get()
-    if runtime.name == "torch" or device.type != "cpu":
-        return _InTorch(module, device, runtime.precision)
+    in_torch = _InTorch(module, device, runtime.precision)
+    if device.type == "cuda":
+        # What has free axes would be compiled again for each of their lengths.
+        compiled = (
+            _InTorch(_compiled(module), device, runtime.precision) if runtime.name == "compiled" and not free else None
+        )
+        return Recorded(in_torch, compiled, type(module).__name__)
+    if runtime.name == "torch":
+        return in_torch
     return _InGraphs(module, runtime, free)
+
+
+def _compiled(module: nn.Module) -> nn.Module:
+    """With kernels that torch makes on the first inputs of a shape, seconds each; they are kept for later processes."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "graphs" / "compiled"))
+    return cast(nn.Module, torch.compile(module, dynamic=False))
 
 
 class _InTorch:

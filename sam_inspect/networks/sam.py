@@ -1,8 +1,8 @@
 """SAM's three modules by name: an image encoder, segment_anything's own prompt encoder and mask decoder.
 
 `mobile_sam`'s trunk is timm's `tiny_vit_5m_224` under renamed keys (MobileSAM, Zhang et al. 2023), the vit_* encoders
-are segment_anything's (Kirillov et al., ICCV 2023). `mobile_sam` answers at any input size that is a multiple of 32,
-vit_* only at 1024, to which their position table belongs.
+are segment_anything's (Kirillov et al., ICCV 2023), their attention fused. `mobile_sam` answers at any input size that
+is a multiple of 32, vit_* only at 1024, to which their position table belongs.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 
 import timm
 import torch
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
 from timm.models.tiny_vit import ConvNorm
 from torch import Tensor, nn
 
 from sam_inspect.errors import WeightsError
+from sam_inspect.networks.vit_encoder import VitEncoder
 
 EMBED_DIM = 256
 STRIDE = 16
@@ -110,9 +111,10 @@ def build_sam(name: str, tensors: Mapping[str, Tensor], device: str | torch.devi
     )
     renamed = _timm_keys(tensors) if name == "mobile_sam" else dict(tensors)
     load_checked(modules, renamed, name)
-    modules.to(device).eval().requires_grad_(False)
+    modules.eval()
     if isinstance(modules["image_encoder"], TinyVitEncoder):
         modules["image_encoder"].fuse()
+    modules.to(device).requires_grad_(False)  # after it: what is fused is made anew, on the CPU
     return SamNetwork(modules["image_encoder"], modules["prompt_encoder"], modules["mask_decoder"])
 
 
@@ -157,7 +159,7 @@ def _image_encoder(name: str) -> nn.Module:
     if name == "mobile_sam":
         return TinyVitEncoder()
     width, depth, heads, global_attention = VIT[name]
-    encoder: nn.Module = ImageEncoderViT(
+    encoder: nn.Module = VitEncoder(
         img_size=NATIVE_PX,
         patch_size=STRIDE,
         embed_dim=width,

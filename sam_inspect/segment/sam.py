@@ -10,6 +10,7 @@ import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -133,8 +134,8 @@ class Sam:
         for _, group in groupby(views, key=lambda view: view.input_px):
             same_size = list(group)
             for batch in batches_of(len(same_size), same_size[0].input_px ** 2, self.device):
-                pixels = torch.stack([normalised(shown(image, view), view.input_px) for view in same_size[batch]])
-                (features,) = self._encode(pixels.to(self.device))
+                seen = [normalised(shown(image, view), view.input_px, self.device) for view in same_size[batch]]
+                (features,) = self._encode(torch.stack(seen))
                 for index, view in enumerate(same_size[batch]):
                     yield Embedding(view, features[index : index + 1])
 
@@ -199,12 +200,21 @@ def _copy_with(module: M, tensors: Mapping[str, Tensor], what: str) -> M:
     return fresh.eval().requires_grad_(False)
 
 
-def normalised(pixels: NDArray[np.uint8], input_px: int) -> Tensor:
-    """(h, w, 3) uint8 -> (3, input_px, input_px) float32, padded right and below with zeros as SAM does."""
-    square = np.zeros((input_px, input_px, 3), np.float32)
+def normalised(pixels: NDArray[np.uint8], input_px: int, device: torch.device) -> Tensor:
+    """(h, w, 3) uint8 -> (3, input_px, input_px) float32 there, padded right and below with zeros as SAM does."""
+    mean, std = _mean_and_std(device)
     height, width = pixels.shape[:2]
-    square[:height, :width] = (pixels - np.array(PIXEL_MEAN, np.float32)) / np.array(PIXEL_STD, np.float32)
-    return torch.from_numpy(square).permute(2, 0, 1).contiguous()
+    square = torch.zeros(3, input_px, input_px, device=device)
+    given = torch.tensor(pixels, device=device).permute(2, 0, 1)
+    square[:, :height, :width] = (given - mean) / std
+    return square
+
+
+@lru_cache
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Each (3, 1, 1)."""
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    return mean, std
 
 
 PromptTensors = tuple[tuple[Tensor, Tensor] | None, Tensor | None, Tensor | None]
