@@ -92,8 +92,8 @@ def bench(recipe: Path, images: Sequence[str], device: str, threads: Sequence[in
         progress: shows how far it is.
 
     Returns:
-        rows of device, runtime, precision, threads; milliseconds of good and defective parts without the first images, and of
-        them to localize and (defective) segment; seconds to the first verdict; quality against the reference.
+        rows of device, runtime, precision, threads; milliseconds of good and defective parts without the first images,
+        and of them to localize and (defective) segment; seconds to the first verdict; quality against the reference.
 
     Raises:
         UsageError: no images are named, and those of the recipe are not here.

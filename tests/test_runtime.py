@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sam_inspect import bench
 from sam_inspect.errors import ConfigError, RecipeError, UsageError
-from sam_inspect.networks import fastest, runtime, sam
+from sam_inspect.networks import fastest, recorded, runtime, sam
 from sam_inspect.networks.backbone import SamTrunk, build_backbone
 from sam_inspect.networks.graphs import PACKAGES, Runtime
 from sam_inspect.networks.runtime import run, running_on
@@ -206,6 +206,39 @@ def test_what_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch, caplog: pytes
     monkeypatch.setitem(PACKAGES, "openvino", "no_such_package")
     with pytest.raises(ConfigError, match=r"openvino: is not installed; install sam-inspect\[openvino\]"):
         fastest.pick_runtime("openvino", "auto", "cpu", None)
+
+
+def test_a_gpu_records_what_comes_again_and_forgets_what_does_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """How a recording is made needs a GPU (tests/test_gpu.py); when one is made does not."""
+    ran = list[str]()
+
+    class Recording:
+        def __init__(self, work: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> None:
+            ran.append("recorded")
+            self.work = work
+            work(*inputs)
+
+        def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+            ran.append("replayed")
+            return self.work(*inputs)
+
+    def no_compiler(*_: Tensor) -> list[Tensor]:
+        raise RuntimeError("Failed to find C compiler\nsee the documentation")
+
+    monkeypatch.setattr(recorded, "_Recording", Recording)
+    monkeypatch.setattr(recorded, "MOST_RECORDINGS", 2)
+    running = recorded.Recorded(lambda images: [images * 2], no_compiler, "Doubled")
+
+    def asked(length: int) -> list[str]:
+        ran.clear()
+        assert running(torch.ones(length))[0].eq(2).all()
+        return list(ran)
+
+    assert [asked(1) for _ in range(3)] == [[], ["recorded", "recorded", "replayed"], ["replayed"]]
+    assert "Doubled cannot be compiled (Failed to find C compiler); it runs slower" in caplog.text
+    assert [asked(2), asked(1), asked(3), asked(1), asked(2)] == [[], ["replayed"], [], ["replayed"], []]
 
 
 def test_the_fastest_is_measured_once_and_remembered(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 # Recordings share the memory of what lies between inputs and outputs, so one is launched at a time.
 _alone = threading.RLock()
 _pools: dict[int, Any] = {}
+_abandoned: list[torch.cuda.CUDAGraph] = []
 
 
 class Recorded:
@@ -65,7 +66,6 @@ class Recorded:
                 missing = "recorded" if len(self.recordable) == 1 else "compiled"
                 log.warning("%s cannot be %s (%s); it runs slower", self.name, missing, str(error).split("\n")[0])
                 self.recordable.pop(0)
-                _renew_random_numbers()
         return None
 
 
@@ -78,8 +78,12 @@ class _Recording:
         with torch.cuda.stream(aside):
             work(*self.inputs)  # libraries set themselves up on a stream's first use, which cannot be recorded
         current.wait_stream(aside)
-        with torch.cuda.graph(self.graph, pool=_pool(), stream=aside, capture_error_mode="thread_local"):
-            self.outputs = work(*self.inputs)
+        try:
+            with torch.cuda.graph(self.graph, pool=_pool(), stream=aside, capture_error_mode="thread_local"):
+                self.outputs = work(*self.inputs)
+        except RuntimeError:
+            _abandon(self.graph)
+            raise
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         for kept, given in zip(self.inputs, inputs, strict=True):
@@ -93,8 +97,14 @@ def _pool() -> Any:
     return _pools.setdefault(torch.cuda.current_device(), torch.cuda.graph_pool_handle())
 
 
-def _renew_random_numbers() -> None:
-    """A recording that fails leaves the GPU's generator waiting for its end, and every use of it would raise."""
-    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+def _abandon(graph: torch.cuda.CUDAGraph) -> None:
+    """Leaves to a recording that failed what still waits for its end: its memory, and the GPU's generator.
+
+    Every further recording in that memory, and every use of that generator, would raise.
+    """
+    _abandoned.append(graph)
+    device = torch.cuda.current_device()
+    _pools.pop(device, None)
+    generator = torch.cuda.default_generators[device]
     fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
     generator.graphsafe_set_state(fresh.graphsafe_get_state())
