@@ -154,10 +154,13 @@ def inspect_folder(
         jobs: threads that write pictures beside the model.
 
     Raises:
+        UsageError: every image lies in that folder, where an earlier run's pictures are not looked at.
         OutputError: the folder cannot be written, or the disk is full. What was done until then stays.
     """
     start = time.monotonic()
     names = [str(image) for image in images if not image.absolute().is_relative_to(out.absolute())]
+    if images and not names:
+        raise UsageError(f"{out}: every image lies in the folder for results", "give another --out")
     with ResultsLog(out) as results:
         for problem in results.problems:
             log.warning(problem)

@@ -263,8 +263,8 @@ def _chosen(recipe: Path, images: Sequence[str], in_all: int) -> list[str]:
 
 
 def _run(recipe: Path, images: Sequence[str], device: str, runtime: Runtime, threads: int) -> Run:
-    with tempfile.TemporaryDirectory() as out:
-        images = [_copied(image, f"{place:03}", Path(out)) for place, image in enumerate(images)]
+    with tempfile.TemporaryDirectory() as copies, tempfile.TemporaryDirectory() as out:
+        images = [_copied(image, f"{place:03}", Path(copies)) for place, image in enumerate(images)]
         options = ["--runtime", runtime.name, "--precision", runtime.precision, "--device", device, "--quiet"]
         where = ["--recipe", str(recipe), "--out", out, "--save", "results"]
         command = [sys.executable, "-m", "sam_inspect", "inspect", *images, *where, *options]
@@ -282,9 +282,9 @@ def _run(recipe: Path, images: Sequence[str], device: str, runtime: Runtime, thr
         return Run([json.loads(line) for line in lines], time.monotonic() - start, usage.ru_maxrss / 1024)
 
 
-def _copied(image: str, name: str, out: Path) -> str:
+def _copied(image: str, name: str, folder: Path) -> str:
     """Under a name of its own: `inspect` takes a file once."""
-    return str(shutil.copy(image, out / f"{name}{Path(image).suffix}"))
+    return str(shutil.copy(image, folder / f"{name}{Path(image).suffix}"))
 
 
 def _row(runtime: Runtime, threads: int, run: Run, reference: Run, untimed: int = 1) -> Row:

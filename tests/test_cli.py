@@ -19,7 +19,7 @@ from sam_inspect.errors import ConfigError, ImageError, OutputError, SamInspectE
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["train", "inspect", "evaluate", "demo", "weights list", "weights fetch", "weights add", "weights verify"]
-COMMANDS.append("doctor")
+COMMANDS += ["doctor", "bench", "finetune", "compare"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

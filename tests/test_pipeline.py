@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sam_inspect.batch import inspect_folder
 from sam_inspect.config import RecipeConfig
-from sam_inspect.errors import ImageError
+from sam_inspect.errors import ImageError, UsageError
 from sam_inspect.pipeline import MOST_AHEAD, Inspector
+from sam_inspect.progress import silent
 from sam_inspect.records import Candidates, Localization, View
 
 HW = (96, 128)
@@ -188,6 +190,13 @@ def test_no_more_than_a_few_files_are_read_ahead(inspector: Inspector, tmp_path:
         assert asked <= done + MOST_AHEAD
     inspections.close()
     assert asked <= 3 + MOST_AHEAD
+
+
+def test_a_folder_of_results_is_not_inspected(inspector: Inspector, tmp_path: Path) -> None:
+    file = tmp_path / "part.png"
+    cv2.imwrite(str(file), part())
+    with pytest.raises(UsageError, match="every image lies in the folder for results; give another --out"):
+        inspect_folder(inspector, [file], tmp_path, progress=silent)
 
 
 def test_pixels_of_another_kind_are_refused(inspector: Inspector) -> None:
