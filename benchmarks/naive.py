@@ -30,6 +30,7 @@ from sam_inspect.localize.patches import BackboneConfig
 from sam_inspect.masks import components, union
 from sam_inspect.metrics import mask_iou
 from sam_inspect.networks.loaded import load_backbone, load_sam
+from sam_inspect.options import Precision, Runtime
 from sam_inspect.pipeline import Inspector
 from sam_inspect.recipe import load_recipe
 
@@ -45,6 +46,8 @@ def main(
     recipe: Annotated[Path, typer.Option(metavar="DIR", help="Trained on DATA/train/good.")],
     images: Annotated[int, typer.Option(metavar="N", min=1, help="Good images, and as many defective ones.")] = 16,
     repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of each way, in turn.")] = 3,
+    runtime: Runtime = "auto",
+    precision: Precision = "auto",
     json_file: JsonFile = None,
 ) -> None:
     """Times `inspect` and the naive way on the same images, each run in a process of its own, in turn.
@@ -65,7 +68,8 @@ def main(
         with fresh as process:
             for _ in progress(range(repeats), "runs of both ways", repeats):
                 for way in WAYS:
-                    runs[way].append(process.submit(one, way, data, recipe, bank, images).result())
+                    run = Asked(way, data, recipe, bank, images, runtime, precision)
+                    runs[way].append(process.submit(one, run).result())
         rows = [_row(way, kind, runs) for kind in ("good", "defective") for way in WAYS]
         machine = hardware()
         columns = {
@@ -85,11 +89,26 @@ def main(
         write_rows(json_file, machine, rows, data=str(data), versions=versions("torch", "anomalib", "segment-anything"))
 
 
-def one(way: str, data: Path, recipe: Path, bank: Path, images: int) -> Row:
+@dataclass(frozen=True)
+class Asked:
     """One run of one way."""
-    samples = _samples(data, images)
-    config = load_recipe(recipe).config
-    run = OurWay(recipe) if way == "sam-inspect" else NaiveWay(config, bank)
+
+    way: str
+    data: Path
+    recipe: Path
+    bank: Path
+    images: int
+    runtime: str
+    precision: str
+
+
+def one(asked: Asked) -> Row:
+    """What it came to."""
+    samples = _samples(asked.data, asked.images)
+    if asked.way == "sam-inspect":
+        run: OurWay | NaiveWay = OurWay(asked.recipe, asked.runtime, asked.precision)
+    else:
+        run = NaiveWay(load_recipe(asked.recipe).config, asked.bank)
     run(samples[0].image)
     answers = {"good": Answers(), "defective": Answers()}
     for sample in samples:
@@ -155,8 +174,8 @@ def _row(way: str, kind: str, runs: dict[str, list[Row]]) -> Row:
 class OurWay:
     """The recipe's inspector."""
 
-    def __init__(self, recipe: Path) -> None:
-        self.inspector = Inspector.from_recipe(recipe)
+    def __init__(self, recipe: Path, runtime: str, precision: str) -> None:
+        self.inspector = Inspector.from_recipe(recipe, runtime=runtime, precision=precision)
 
     def __call__(self, path: Path) -> tuple[NDArray[np.bool_], dict[str, float]]:
         """The union of an image's masks, (H, W) bool, and the milliseconds of its stages."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sam_inspect.errors import OutputError
@@ -58,6 +58,20 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """`text` to `path` as UTF-8, whole or not at all. Raises OutputError."""
     write_bytes(path, text.encode())
+
+
+def drop_oldest(files: Iterable[Path], most_bytes: int) -> None:
+    """Keeps the newest of them that fit into so many bytes; one that somebody else has removed meanwhile is none."""
+    facts = []
+    for path in files:
+        with suppress(OSError):
+            facts.append((path.stat(), path))
+    total = 0
+    for stat, path in sorted(facts, key=lambda item: -item[0].st_mtime):
+        total += stat.st_size
+        if total > most_bytes:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _write(path: Path, data: bytes) -> None:

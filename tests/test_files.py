@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sam_inspect.errors import OutputError
-from sam_inspect.files import make_folder, write_atomically, write_bytes, write_text
+from sam_inspect.files import drop_oldest, make_folder, write_atomically, write_bytes, write_text
 
 
 def test_text_and_bytes_arrive_as_they_are(tmp_path: Path) -> None:
@@ -136,3 +136,12 @@ def test_a_folder_that_this_user_may_not_write_to_is_one_line(tmp_path: Path) ->
 def test_a_folder_is_made_with_those_above_it_and_may_exist(tmp_path: Path) -> None:
     assert make_folder(tmp_path / "a" / "b").is_dir()
     assert make_folder(tmp_path / "a" / "b").is_dir()
+
+
+def test_of_a_cache_the_newest_stay(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("old", "older", "new", "removed meanwhile")]
+    for age, file in zip((3, 4, 1), files, strict=False):
+        file.write_bytes(bytes(100))
+        os.utime(file, (1000 - age, 1000 - age))
+    drop_oldest(files, 250)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -145,6 +146,24 @@ def test_a_graph_is_made_once_for_a_size_and_kept(cache: Path, monkeypatch: pyte
     assert torch.equal(in_(Runtime("onnx"), Brighter(3.0))(torch.ones(1, 3, 8, 8))[0], torch.full((1, 3, 8, 8), 3.0))
 
 
+def test_graphs_on_disk_have_a_limit_and_what_is_used_stays(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = cache / "graphs"
+
+    def ask(*sides: int) -> None:
+        running = in_(Runtime("onnx"), Brighter())
+        for side in sides:
+            running(torch.ones(1, 3, side, side))
+
+    ask(8, 16)
+    for age, file in enumerate(sorted(folder.glob("*.onnx")), 1):
+        os.utime(file, (1000 - age, 1000 - age))
+        size = file.stat().st_size
+    ask(16)  # the older one; it is used
+    monkeypatch.setattr(runtime, "MOST_BYTES", int(2.5 * size))
+    ask(24)
+    assert sorted(path.stem.rpartition("x")[2] for path in folder.glob("*.onnx")) == ["16", "24"]
+
+
 class Slow(Brighter):
     def forward(self, images: Tensor) -> Tensor:
         if not torch.jit.is_tracing():
@@ -153,7 +172,7 @@ class Slow(Brighter):
 
 
 def test_pictures_of_many_sizes_are_left_to_torch(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "MAKING_SECONDS", 0.12)
+    monkeypatch.setattr(runtime, "MAKING_SECONDS", 0.06)
     running = in_(Runtime("onnx", patient=True), Slow())
     for side in range(8, 14):
         running(torch.ones(1, 3, side, side))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.errors import OutputError
-from sam_inspect.files import make_folder, write_atomically
+from sam_inspect.files import drop_oldest, make_folder, write_atomically
 from sam_inspect.images import Rgb
 from sam_inspect.records import View
 from sam_inspect.segment.sam import Sam
@@ -63,7 +63,7 @@ class CachedEncoder:
         self.folder = make_folder(folder or cache_folder() / "embeddings")
         self.found = self.encoded = 0
         self.seconds = 0.0
-        _drop_oldest(self.folder, MOST_BYTES)
+        drop_oldest(self.folder.glob("*.npy"), MOST_BYTES)
 
     def embed(self, pixels: Rgb, input_px: int) -> Kept:
         """The embedding of `pixels` shown whole at `input_px`, from the folder or by the network.
@@ -106,13 +106,3 @@ def _whole(pixels: Rgb, input_px: int) -> View:
 def _save(path: Path, array: NDArray[Any]) -> None:
     with path.open("wb") as file:  # np.save would add .npy to a name without it
         np.save(file, array, allow_pickle=False)
-
-
-def _drop_oldest(folder: Path, most_bytes: int) -> None:
-    """Keeps the newest files that fit."""
-    files = sorted(((path.stat(), path) for path in folder.glob("*.npy")), key=lambda item: -item[0].st_mtime)
-    total = 0
-    for facts, path in files:
-        total += facts.st_size
-        if total > most_bytes:
-            path.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 A graph is made of the module for each size of its input (seconds), and kept in the user's cache under the hash of
 everything that makes it; later processes load it. Where images are of many sizes, most are never worth one: a patient
-runtime leaves a size to torch until that has taken as long as the graph would.
+runtime leaves a size to torch until a graph would have paid for itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,14 +25,17 @@ import torch
 from torch import Tensor, nn
 
 from sam_inspect.errors import OutputError
-from sam_inspect.files import make_folder, write_bytes
+from sam_inspect.files import drop_oldest, make_folder, write_bytes
 from sam_inspect.networks.graphs import TORCH, Array, Graph, Precision, Runtime, check, graph
 from sam_inspect.networks.recorded import Recorded
 from sam_inspect.weights import cache_folder
 
 OPSET = 17
-MOST_GRAPHS = 32
+# A graph holds some 120 MB in memory and 20 on disk, twice that with what OpenVINO keeps of it.
+MOST_GRAPHS, MOST_BYTES = 8, 4 << 30
 MAKING_SECONDS, LOADING_SECONDS = 2.5, 0.4
+# A graph saves about half of what torch takes: it has paid for itself when torch has taken twice its price.
+PATIENCE = 2
 # On a CPU a batch gains a twentieth at best, and every further size of batch is a further graph to make and to load.
 IMAGES_AT_ONCE = {"cpu": 1, "cuda": 16}
 PIXELS_AT_ONCE = 16 * 512 * 512
@@ -143,7 +146,7 @@ class _InGraphs:
         """See `Running`."""
         shapes = self._shapes(inputs)
         if shapes not in self.graphs:
-            if self.runtime.patient and self.torch_seconds.get(shapes, 0.0) < self._price(shapes):
+            if self.runtime.patient and self.torch_seconds.get(shapes, 0.0) < PATIENCE * self._price(shapes):
                 return self._timed(inputs, shapes)
             self.graphs[shapes] = self._made(inputs, shapes)
             if len(self.graphs) > MOST_GRAPHS:
@@ -176,7 +179,9 @@ class _InGraphs:
     def _made(self, inputs: Sequence[Tensor], shapes: str) -> Graph:
         file = self._file(shapes)
         try:
-            return graph(file.read_bytes(), self.runtime)
+            kept = graph(file.read_bytes(), self.runtime)
+            _touch(file)
+            return kept
         except Exception as error:  # absent, or whatever a runtime raises for a damaged graph
             log.debug("%s: %s; it is made", file, error)
         try:
@@ -214,6 +219,13 @@ def _keep(file: Path, content: bytes) -> None:
         write_bytes(file, content)
     except OutputError as error:
         log.debug("%s; the graph is made again next time", error)
+    drop_oldest([*file.parent.glob("*.onnx"), *file.parent.glob("openvino/*.blob")], MOST_BYTES)
+
+
+def _touch(file: Path) -> None:
+    """What is used is not the oldest; a cache that cannot be written stays as it is."""
+    with suppress(OSError):
+        file.touch()
 
 
 def exported(module: nn.Module, inputs: Sequence[Tensor], free: Free = FIXED) -> bytes:
