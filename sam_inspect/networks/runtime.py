@@ -139,7 +139,8 @@ class _InGraphs:
     def __init__(self, module: nn.Module, runtime: Runtime, free: Free) -> None:
         self.module, self.runtime, self.free, self.key = module, runtime, free, ""
         self.graphs: OrderedDict[str, Graph] = OrderedDict()
-        self.in_torch, self.torch_seconds = _InTorch(module, torch.device("cpu"), "f32"), dict[str, float]()
+        self.in_torch = _InTorch(module, torch.device("cpu"), runtime.precision)
+        self.torch_seconds: dict[str, float] = {}
 
     @torch.inference_mode()
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
