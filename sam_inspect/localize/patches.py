@@ -88,6 +88,7 @@ class PatchGrid:
         """
         grid = (tile_hw[0] // self.config.cell_px, tile_hw[1] // self.config.cell_px)
         cells = F.adaptive_avg_pool2d(layer, grid) if layer.shape[-1] > grid[1] else layer
+        cells = cells.contiguous(memory_format=torch.channels_last)  # twice as fast, and it is what comes out
         return F.avg_pool2d(cells, 3, stride=1, padding=1, count_include_pad=False).permute(0, 2, 3, 1)
 
 
