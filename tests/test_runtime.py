@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -258,6 +260,14 @@ def test_a_gpu_records_what_comes_again_and_forgets_what_does_not(
     assert [asked(1) for _ in range(3)] == [[], ["recorded", "recorded", "replayed"], ["replayed"]]
     assert "Doubled cannot be compiled (Failed to find C compiler); it runs slower" in caplog.text
     assert [asked(2), asked(1), asked(3), asked(1), asked(2)] == [[], ["replayed"], [], ["replayed"], []]
+
+
+def test_nothing_is_told_to_openvinos_makers(tmp_path: Path) -> None:
+    """Imported plainly, it leaves an identifier in the home folder and sends it, with the event, from a new process."""
+    code = "from sam_inspect.networks.graphs import openvino_has_bf16; openvino_has_bf16()"
+    home = {"HOME": str(tmp_path), "CI": "false"}
+    subprocess.run([sys.executable, "-c", code], env=os.environ | home, check=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_fastest_is_measured_once_and_remembered(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
