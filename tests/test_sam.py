@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from segment_anything import SamPredictor, sam_model_registry
-from segment_anything.modeling import TwoWayTransformer
+from segment_anything.modeling import ImageEncoderViT, TwoWayTransformer
+from torch import nn
 
 from sam_inspect.errors import WeightsError
 from sam_inspect.images import read_image
 from sam_inspect.masks import on_crop
 from sam_inspect.networks import runtime
+from sam_inspect.networks.graphs import Runtime, graph
 from sam_inspect.networks.mask_decoder import two_way
+from sam_inspect.networks.runtime import exported
 from sam_inspect.networks.sam import build_sam
+from sam_inspect.networks.vit_encoder import VitEncoder
 from sam_inspect.records import Candidates, Prompt, View
 from sam_inspect.segment.sam import MobileSam, SamVitB
 from sam_inspect.weights import LoadedWeights
@@ -168,3 +173,26 @@ def test_the_two_way_transformer_answers_and_learns_as_segment_anythings_own(tok
             assert wanted.abs().max() < 1e-6, name  # it moves all scores of a token alike: nothing to learn
         else:
             torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-3)
+
+
+def test_fused_attention_is_segment_anythings_with_its_positions() -> None:
+    """Windows that do not fill the image, global attention, gradients; positions are not the zeros they begin with."""
+    sizes: dict[str, Any] = {"img_size": 160, "embed_dim": 32, "depth": 2, "num_heads": 2, "out_chans": 8}
+    ways = {"use_rel_pos": True, "window_size": 7, "global_attn_indexes": (1,)}
+    torch.manual_seed(0)
+    official, own = ImageEncoderViT(**sizes, **ways), VitEncoder(**sizes, **ways)
+    for name, parameter in official.named_parameters():
+        if "rel_pos" in name or "pos_embed" in name:
+            nn.init.normal_(parameter)
+    own.load_state_dict(official.state_dict())
+    images, direction = torch.randn(2, 3, 160, 160, requires_grad=True), torch.randn(2, 8, 10, 10)
+    answers, gradients = [], []
+    for encoder in (official, own):
+        answers.append(encoder(images))
+        (gradient,) = torch.autograd.grad((answers[-1] * direction).sum(), images)
+        gradients.append(gradient)
+    torch.testing.assert_close(answers[1], answers[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-3)
+    for name in ("onnx", "openvino"):
+        (found,) = graph(exported(own, [images]), Runtime(name))([images.detach().numpy()])
+        np.testing.assert_allclose(found, answers[0].detach().numpy(), atol=1e-4)
