@@ -99,16 +99,17 @@ def bench(recipe: Path, images: Sequence[str], device: str, threads: Sequence[in
         UsageError: no images are named, and those of the recipe are not here.
         SamInspectError: a run failed; its own message.
     """
-    chosen = _chosen(recipe, images, IMAGES_IN_ALL[device])
     ways = [(runtime, count) for count in threads for runtime in usable(device)]
-    for runtime in usable(device):  # makes the graphs that the timed runs then find
-        _run(recipe, chosen, device, runtime, max(threads))
     reference: Run | None = None
     rows = []
-    for runtime, count in progress(ways, "bench", len(ways)):
-        found = _run(recipe, chosen, device, runtime, count)
-        reference = reference or found
-        rows.append({"device": device} | _row(runtime, count, found, reference, UNTIMED[device]))
+    with tempfile.TemporaryDirectory() as copies:
+        chosen = _repeated(_chosen(recipe, images), IMAGES_IN_ALL[device], Path(copies))
+        for runtime in usable(device):  # makes the graphs that the timed runs then find
+            _run(recipe, chosen, device, runtime, max(threads))
+        for runtime, count in progress(ways, "bench", len(ways)):
+            found = _run(recipe, chosen, device, runtime, count)
+            reference = reference or found
+            rows.append({"device": device} | _row(runtime, count, found, reference, UNTIMED[device]))
     return rows
 
 
@@ -253,18 +254,22 @@ def as_tables(
     ]
 
 
-def _chosen(recipe: Path, images: Sequence[str], in_all: int) -> list[str]:
-    """A few, evenly over what is named, again and again until there are so many."""
+def _chosen(recipe: Path, images: Sequence[str]) -> list[str]:
+    """At most so many, evenly over what is named."""
     trained_on = load_recipe(recipe).data / "test"
     if not images and not trained_on.is_dir():
         raise UsageError(f"{trained_on}: the recipe's test images are not here", "name images, good and defective ones")
-    few = [str(path) for path in evenly(find_images(images or [str(trained_on)]), MOST_IMAGES)]
-    return list(islice(cycle(few), max(len(few), in_all)))
+    return [str(path) for path in evenly(find_images(images or [str(trained_on)]), MOST_IMAGES)]
+
+
+def _repeated(images: Sequence[str], in_all: int, folder: Path) -> list[str]:
+    """The images, and copies of them there until there are so many: `inspect` takes a file once."""
+    more = enumerate(islice(cycle(images), max(0, in_all - len(images))))
+    return [*images, *(str(shutil.copy(image, folder / f"{place:03}{Path(image).suffix}")) for place, image in more)]
 
 
 def _run(recipe: Path, images: Sequence[str], device: str, runtime: Runtime, threads: int) -> Run:
-    with tempfile.TemporaryDirectory() as copies, tempfile.TemporaryDirectory() as out:
-        images = [_copied(image, f"{place:03}", Path(copies)) for place, image in enumerate(images)]
+    with tempfile.TemporaryDirectory() as out:
         options = ["--runtime", runtime.name, "--precision", runtime.precision, "--device", device, "--quiet"]
         where = ["--recipe", str(recipe), "--out", out, "--save", "results"]
         command = [sys.executable, "-m", "sam_inspect", "inspect", *images, *where, *options]
@@ -280,11 +285,6 @@ def _run(recipe: Path, images: Sequence[str], device: str, runtime: Runtime, thr
             raise SamInspectError(f"bench with {runtime}: {said.strip() or process.returncode}", "see there")
         lines = (Path(out) / "results.jsonl").read_text(encoding="utf-8").splitlines()
         return Run([json.loads(line) for line in lines], time.monotonic() - start, usage.ru_maxrss / 1024)
-
-
-def _copied(image: str, name: str, folder: Path) -> str:
-    """Under a name of its own: `inspect` takes a file once."""
-    return str(shutil.copy(image, folder / f"{name}{Path(image).suffix}"))
 
 
 def _row(runtime: Runtime, threads: int, run: Run, reference: Run, untimed: int = 1) -> Row:

@@ -21,7 +21,7 @@ from sam_inspect.images import read_size
 from sam_inspect.localize.heatmap_graph import HeatmapGraph
 from sam_inspect.localize.memory_bank import MemoryBank
 from sam_inspect.networks.backbone import Normalise
-from sam_inspect.networks.graphs import installed, load_openvino
+from sam_inspect.networks.graphs import installed
 from sam_inspect.networks.mask_decoder import decode_each
 from sam_inspect.networks.runtime import Free, exported
 from sam_inspect.networks.sam import NATIVE_PX, PIXEL_MEAN, PIXEL_STD, STRIDE, SamNetwork
@@ -133,14 +133,18 @@ def _write(out: Path, name: str, content: bytes, form: Format) -> dict[str, str]
 
 
 def _as_openvino(name: str, content: bytes) -> dict[str, bytes]:
-    return openvino_files(name, load_openvino().Core().read_model(model=content))
+    import openvino
+
+    return openvino_files(name, openvino.Core().read_model(model=content))
 
 
 def openvino_files(name: str, model: Any) -> dict[str, bytes]:
     """An OpenVINO model's .xml and the .bin beside it, by their names."""
+    import openvino
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.xml"
-        load_openvino().save_model(model, path, compress_to_fp16=False)
+        openvino.save_model(model, path, compress_to_fp16=False)
         return {file.name: file.read_bytes() for file in (path, path.with_suffix(".bin"))}
 
 

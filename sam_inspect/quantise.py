@@ -33,7 +33,6 @@ from sam_inspect.files import write_bytes, write_text
 from sam_inspect.images import Rgb, read_image
 from sam_inspect.masks import union
 from sam_inspect.metrics import mask_iou
-from sam_inspect.networks.graphs import load_openvino
 from sam_inspect.pipeline import Inspector
 from sam_inspect.progress import Progress
 from sam_inspect.recipe import load_recipe
@@ -152,13 +151,15 @@ class _Shown:
 
 def _quantised(whole: Export, views: Sequence[NDArray[np.float32]], progress: Progress) -> dict[str, bytes]:
     """The files of the encoder in int8, by name."""
+    import openvino
+
     os.environ.setdefault("NNCF_CI", "1")  # else it reports its use to its makers
     import nncf
 
     nncf.set_log_level(logging.ERROR)
     with redirect_stdout(StringIO()):  # its own bars
         model = nncf.quantize(
-            load_openvino().Core().read_model(whole.encoder),
+            openvino.Core().read_model(whole.encoder),
             nncf.Dataset(_Shown(views, progress)),
             subset_size=len(views),
             model_type=nncf.ModelType.TRANSFORMER,

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sam_inspect import pipeline
 from sam_inspect.batch import inspect_folder
 from sam_inspect.config import RecipeConfig
 from sam_inspect.errors import ImageError, UsageError
-from sam_inspect.pipeline import MOST_AHEAD, Inspector
+from sam_inspect.pipeline import LEAST_AHEAD, MOST_AHEAD, Inspector
 from sam_inspect.progress import silent
 from sam_inspect.records import Candidates, Localization, View
 
@@ -173,7 +174,12 @@ def test_images_of_one_size_are_localized_together_and_answered_in_order(tmp_pat
             assert (alone.score, alone.defects[0].mask.box_xyxy) == (one.score, one.defects[0].mask.box_xyxy)
 
 
-def test_no_more_than_a_few_files_are_read_ahead(inspector: Inspector, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("held", "most"), [(pipeline.BYTES_AHEAD, MOST_AHEAD), (1, LEAST_AHEAD)])
+def test_no_more_than_a_few_files_are_read_ahead(
+    inspector: Inspector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, most: int
+) -> None:
+    """A batch's worth of small ones; of those that are large beside what may be held, four."""
+    monkeypatch.setattr(pipeline, "BYTES_AHEAD", held)
     file = tmp_path / "part.png"
     cv2.imwrite(str(file), part())
     asked = 0
@@ -187,9 +193,9 @@ def test_no_more_than_a_few_files_are_read_ahead(inspector: Inspector, tmp_path:
     inspections = inspector.inspect_many(shift())
     for done in range(1, 4):
         next(inspections)
-        assert asked <= done + MOST_AHEAD
+        assert asked <= done + most
     inspections.close()
-    assert asked <= 3 + MOST_AHEAD
+    assert asked <= 3 + most
 
 
 def test_a_folder_of_results_is_not_inspected(inspector: Inspector, tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ def test_a_gpu_records_what_comes_again_and_forgets_what_does_not(
 
 def test_nothing_is_told_to_openvinos_makers(tmp_path: Path) -> None:
     """Imported plainly, it leaves an identifier in the home folder and sends it, with the event, from a new process."""
-    code = "from sam_inspect.networks.graphs import openvino_has_bf16; openvino_has_bf16()"
+    code = "from sam_inspect.networks.graphs import openvino_has_bf16; openvino_has_bf16(); import openvino, nncf"
     home = {"HOME": str(tmp_path), "CI": "false"}
     subprocess.run([sys.executable, "-c", code], env=os.environ | home, check=True)
     assert list(tmp_path.iterdir()) == []
@@ -320,6 +320,18 @@ def test_a_row_of_the_bench_says_how_fast_and_how_alike(tmp_path: Path) -> None:
         row["mask_iou"]["masks"] = 0
     with pytest.raises(UsageError, match="none of the images shows a defect"):
         bench.record(tmp_path, [first, other])
+
+
+def test_a_gpu_is_shown_the_images_again_under_other_names(tmp_path: Path) -> None:
+    """Its first rounds are not timed; `inspect` would take one file once."""
+    images = [str(tmp_path / name) for name in ("a.png", "b.jpg")]
+    for image in images:
+        Path(image).write_text(image)
+    assert bench._repeated(images, 0, tmp_path / "absent") == images, "a processor's lie where they are"
+    (tmp_path / "copies").mkdir()
+    every = bench._repeated(images, 5, tmp_path / "copies")
+    assert every[:2] == images and len(set(every)) == 5
+    assert [Path(image).read_text() for image in every] == [*images, *images, images[0]]
 
 
 @pytest.mark.parametrize("text", ["0", "1,x", "-2"])

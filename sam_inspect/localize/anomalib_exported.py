@@ -22,7 +22,7 @@ from sam_inspect.errors import ConfigError, WeightsError
 from sam_inspect.images import read_image
 from sam_inspect.localize import Fit
 from sam_inspect.localize.drawn_maps import UNPLACED, Map, Place, fit_of, located, maps_of, measured
-from sam_inspect.networks.graphs import load_openvino, onnx_session, openvino_compiled
+from sam_inspect.networks.graphs import onnx_session, openvino_compiled
 from sam_inspect.progress import Progress
 from sam_inspect.records import Localization
 
@@ -197,7 +197,9 @@ class OpenVinoGraph:
     """A `Graph` of OpenVINO."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
-        model = load_openvino().Core().read_model(model=files["xml"], weights=files["bin"])
+        import openvino
+
+        model = openvino.Core().read_model(model=files["xml"], weights=files["bin"])
         drawn = {name: output for output in model.outputs for name in output.get_names()}[MAP]
         self.input_hw, self.map_hw = (
             _fixed([side.get_length() if side.is_static else None for side in end.partial_shape])

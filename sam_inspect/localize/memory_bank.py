@@ -3,7 +3,7 @@
 PatchCore (Roth et al., CVPR 2022) with five differences, each measured in `docs/choices.md`: every layer has a memory
 and a map of its own, at its own resolution; channels are standardised by good parts; distances are taken in units of
 what good parts show at that place, and their logarithms averaged; the same network looks at the image three times, at
-512 pixels to say where, at 256 and 160 to help say whether; the memory is a random sample.
+512 pixels to say where, at 256 and 160 to help say whether; the memory is a sample spread out in rounds.
 """
 
 from __future__ import annotations

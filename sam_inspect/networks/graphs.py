@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import sys
@@ -61,15 +60,11 @@ def installed(name: str) -> bool:
     return name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is not None
 
 
-def load_openvino() -> Any:
-    """The module; imported plainly it reports that to its makers, over the network and from a process of its own."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # which says that there is none
-    return importlib.import_module("openvino")
-
-
 def openvino_has_bf16() -> bool:
     """Whether OpenVINO finds bfloat16 in this processor."""
-    return "BF16" in load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def usable(device: str = "cpu") -> list[Runtime]:
@@ -96,7 +91,9 @@ def graph(source: bytes | Path, runtime: Runtime) -> Graph:
 
 
 def _in_openvino(source: bytes | Path, precision: Precision) -> Graph:
-    compiled = openvino_compiled(load_openvino().Core().read_model(model=source), precision)
+    import openvino
+
+    compiled = openvino_compiled(openvino.Core().read_model(model=source), precision)
 
     def running(inputs: list[Array]) -> list[Array]:
         answer = compiled(inputs, share_inputs=True)
@@ -113,6 +110,8 @@ def _in_onnx(source: bytes | Path) -> Graph:
 
 def openvino_compiled(model: Any, precision: Precision) -> Any:
     """An OpenVINO model ready to run on the CPU on `threads`; what was compiled is kept."""
+    import openvino
+
     options: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": threads(),
         "INFERENCE_PRECISION_HINT": precision,
@@ -120,7 +119,7 @@ def openvino_compiled(model: Any, precision: Precision) -> Any:
     folder = cache_folder() / "graphs"
     if os.access(folder, os.W_OK):
         options["CACHE_DIR"] = str(folder / "openvino")  # half a second a graph
-    return load_openvino().Core().compile_model(model, "CPU", options)
+    return openvino.Core().compile_model(model, "CPU", options)
 
 
 def onnx_session(source: bytes | Path) -> Any:

@@ -105,14 +105,12 @@ def run(module: nn.Module, device: torch.device, free: Free = FIXED) -> Running:
     runtime = _current.get()
     in_torch = _InTorch(module, device, runtime.precision)
     if device.type == "cuda":
-        # What has free axes would be compiled again for each of their lengths.
-        compiled = (
-            _InTorch(_compiled(module), device, runtime.precision) if runtime.name == "compiled" and not free else None
-        )
+        compiles = runtime.name == "compiled" and not free  # on free axes it would be again for each length
+        compiled = _InTorch(_compiled(module), device, runtime.precision) if compiles else None
         return Recorded(in_torch, compiled, type(module).__name__)
     if runtime.name == "torch":
         return in_torch
-    return _InGraphs(module, runtime, free)
+    return _InGraphs(in_torch, runtime, free)
 
 
 def _compiled(module: nn.Module) -> nn.Module:
@@ -136,10 +134,9 @@ class _InTorch:
 class _InGraphs:
     """One graph for each shape of the inputs, the least used ones forgotten."""
 
-    def __init__(self, module: nn.Module, runtime: Runtime, free: Free) -> None:
-        self.module, self.runtime, self.free, self.key = module, runtime, free, ""
+    def __init__(self, in_torch: _InTorch, runtime: Runtime, free: Free) -> None:
+        self.in_torch, self.module, self.runtime, self.free, self.key = in_torch, in_torch.module, runtime, free, ""
         self.graphs: OrderedDict[str, Graph] = OrderedDict()
-        self.in_torch = _InTorch(module, torch.device("cpu"), runtime.precision)
         self.torch_seconds: dict[str, float] = {}
 
     @torch.inference_mode()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sam_inspect.config import Section, validated
 from sam_inspect.errors import WeightsError
+from sam_inspect.networks.backbone import Normalise
 from sam_inspect.networks.loaded import load_sam
 from sam_inspect.networks.mask_decoder import decode_each
 from sam_inspect.networks.runtime import batches_of, run
@@ -202,19 +203,15 @@ def _copy_with(module: M, tensors: Mapping[str, Tensor], what: str) -> M:
 
 def normalised(pixels: NDArray[np.uint8], input_px: int, device: torch.device) -> Tensor:
     """(h, w, 3) uint8 -> (3, input_px, input_px) float32 there, padded right and below with zeros as SAM does."""
-    mean, std = _mean_and_std(device)
     height, width = pixels.shape[:2]
     square = torch.zeros(3, input_px, input_px, device=device)
-    given = torch.tensor(pixels, device=device).permute(2, 0, 1)
-    square[:, :height, :width] = (given - mean) / std
+    square[:, :height, :width] = _normalise(device)(torch.tensor(pixels, device=device).permute(2, 0, 1))[0]
     return square
 
 
 @lru_cache
-def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Each (3, 1, 1)."""
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
-    return mean, std
+def _normalise(device: torch.device) -> Normalise:
+    return Normalise(PIXEL_MEAN, PIXEL_STD).to(device)
 
 
 PromptTensors = tuple[tuple[Tensor, Tensor] | None, Tensor | None, Tensor | None]
