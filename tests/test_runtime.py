@@ -127,6 +127,33 @@ def test_a_network_with_batch_norms_answers_as_in_torch_at_every_further_size(ch
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("chosen", EXACT, ids=names)
+def test_pictures_of_all_sizes_share_two_graphs_of_sams_encoder(
+    chosen: Runtime, encoder: TinyVitEncoder, cache: Path
+) -> None:
+    """One for the size that comes first, which a camera keeps to, one for all others; its windows fit some of them."""
+    running = in_(chosen, encoder)
+    for hw in ((160, 96), (224, 448), (32, 64), (224, 224), (112, 112), (160, 96), (448, 224)):
+        images = torch.randn(1, 3, *hw, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            expected = encoder(images)
+        (found,) = running(images)
+        torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+    assert list(running.graphs) == ["1x3x160x96", "1x3xnxn"]  # type: ignore[attr-defined]
+    assert len(list((cache / "graphs").glob("*.onnx"))) == 1, "made once: the one size is a case of all sizes"
+
+
+def test_a_patient_runtime_counts_what_all_sizes_take_that_a_graph_would_serve(
+    encoder: TinyVitEncoder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "MAKING_SECONDS", 1e-6)
+    running = in_(Runtime("onnx", patient=True), encoder)
+    running(torch.zeros(1, 3, 64, 64))
+    assert not (cache / "graphs").exists()
+    running(torch.zeros(1, 3, 64, 96))
+    assert list(running.graphs) == ["1x3xnxn"]  # type: ignore[attr-defined]
+
+
 def test_bf16_is_near(encoder: TinyVitEncoder) -> None:
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     (expected,) = in_(Runtime(), encoder)(images)

@@ -58,6 +58,7 @@ class _Stages(nn.Module):
     def __init__(self, encoder: TinyVitEncoder, stages: Sequence[int]) -> None:
         super().__init__()
         self.encoder, self.wanted, self.normalise = encoder, list(stages), Normalise(PIXEL_MEAN, PIXEL_STD)
+        self.traced_px = encoder.traced_px
 
     def extra_repr(self) -> str:
         return f"stages={self.wanted}"

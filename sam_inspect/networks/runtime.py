@@ -1,8 +1,8 @@
 """What runs a frozen network: torch itself, or a graph of it in OpenVINO or ONNX Runtime.
 
-A graph is made of the module for each size of its input (seconds), and kept in the user's cache under the hash of
-everything that makes it; later processes load it. Where images are of many sizes, most are never worth one: a patient
-runtime leaves a size to torch until a graph would have paid for itself.
+A graph is made of the module (seconds) and kept in the user's cache under the hash of everything that makes it; later
+processes load it. It serves one size of images, or all where the module can have such a graph. A patient runtime leaves
+them to torch until the graph would have paid for itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from sam_inspect.errors import OutputError
 from sam_inspect.files import drop_oldest, make_folder, write_bytes
-from sam_inspect.networks.graphs import TORCH, Array, Graph, Precision, Runtime, check, graph
+from sam_inspect.networks.graphs import HEIGHT, TORCH, WIDTH, Array, Graph, Precision, Runtime, check, graph
 from sam_inspect.networks.recorded import Recorded
 from sam_inspect.weights import cache_folder
 
@@ -94,6 +94,17 @@ class Sizable(Protocol):
         ...
 
 
+@runtime_checkable
+class AnySize(Protocol):
+    """A module of which one graph serves images of all sizes.
+
+    Attributes:
+        traced_px: side of images on whose way through it lies everything that other sizes need.
+    """
+
+    traced_px: int
+
+
 def run(module: nn.Module, device: torch.device, free: Free = FIXED) -> Running:
     """The module in the runtime in force; on a GPU it is torch, compiled or not, and recorded.
 
@@ -132,34 +143,34 @@ class _InTorch:
 
 
 class _InGraphs:
-    """One graph for each shape of the inputs, the least used ones forgotten."""
+    """A graph for each shape of the inputs, the least used ones forgotten.
+
+    Of what is `AnySize` one for the size that comes first, since a camera has one, and one for all others.
+    """
 
     def __init__(self, in_torch: _InTorch, runtime: Runtime, free: Free) -> None:
-        self.in_torch, self.module, self.runtime, self.free, self.key = in_torch, in_torch.module, runtime, free, ""
+        self.in_torch, self.module, self.runtime, self.free = in_torch, in_torch.module, runtime, free
+        self.any_size = isinstance(self.module, AnySize)
+        self.in_file = {**free, 0: (*free.get(0, ()), 2, 3)} if self.any_size else free
+        self.key = self.first = ""
         self.graphs: OrderedDict[str, Graph] = OrderedDict()
         self.torch_seconds: dict[str, float] = {}
 
     @torch.inference_mode()
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """See `Running`."""
-        shapes = self._shapes(inputs)
-        if shapes not in self.graphs:
-            if self.runtime.patient and self.torch_seconds.get(shapes, 0.0) < PATIENCE * self._price(shapes):
-                return self._timed(inputs, shapes)
-            self.graphs[shapes] = self._made(inputs, shapes)
+        exact, shared = _shapes(inputs, self.free), _shapes(inputs, self.in_file)
+        self.first = self.first or exact
+        served = exact if exact == self.first else shared
+        if served not in self.graphs:
+            if self.runtime.patient and self.torch_seconds.get(shared, 0.0) < PATIENCE * self._price(shared):
+                return self._timed(inputs, shared)
+            self.graphs[served] = self._made(inputs, shared, alone=served != shared)
             if len(self.graphs) > MOST_GRAPHS:
                 self.torch_seconds.pop(self.graphs.popitem(last=False)[0], None)
-        self.graphs.move_to_end(shapes)
-        answers = self.graphs[shapes]([tensor.contiguous().numpy() for tensor in inputs])
+        self.graphs.move_to_end(served)
+        answers = self.graphs[served]([tensor.contiguous().numpy() for tensor in inputs])
         return [torch.from_numpy(answer) for answer in answers]
-
-    def _shapes(self, inputs: Sequence[Tensor]) -> str:
-        """As in `1x3x512x512`, `n` for a free axis."""
-        sides = [
-            ["n" if axis in self.free.get(place, ()) else str(side) for axis, side in enumerate(tensor.shape)]
-            for place, tensor in enumerate(inputs)
-        ]
-        return "-".join("x".join(shape) for shape in sides)
 
     def _price(self, shapes: str) -> float:
         return LOADING_SECONDS if self._file(shapes).is_file() else MAKING_SECONDS
@@ -174,24 +185,35 @@ class _InGraphs:
         self.key = self.key or _key(self.module)
         return cache_folder() / "graphs" / f"{self.key}-{shapes}.onnx"
 
-    def _made(self, inputs: Sequence[Tensor], shapes: str) -> Graph:
+    def _made(self, inputs: Sequence[Tensor], shapes: str, alone: bool) -> Graph:
+        """From its file, which is made where it is absent; `alone` where it is to serve only the size at hand."""
         file = self._file(shapes)
+        image_hw = (inputs[0].shape[2], inputs[0].shape[3]) if alone else None
         try:
-            kept = graph(file.read_bytes(), self.runtime)
+            kept = graph(file.read_bytes(), self.runtime, image_hw)
             _touch(file)
             return kept
         except Exception as error:  # absent, or whatever a runtime raises for a damaged graph
             log.debug("%s: %s; it is made", file, error)
         try:
-            content = exported(self.module, inputs, self.free)
+            content = exported(self.module, inputs, self.free, self.any_size)
         except Exception as error:  # whatever torch's exporter raises for a network that has no graph
             log.warning("%s has no graph (%s); torch runs it", type(self.module).__name__, type(error).__name__)
             return self._arrays_in_torch
         _keep(file, content)
-        return graph(content, self.runtime)
+        return graph(content, self.runtime, image_hw)
 
     def _arrays_in_torch(self, inputs: list[Array]) -> list[Array]:
         return [answer.numpy() for answer in self.in_torch(*map(torch.from_numpy, inputs))]
+
+
+def _shapes(inputs: Sequence[Tensor], free: Free) -> str:
+    """As in `1x3x512x512`, `n` for a free axis."""
+    sides = [
+        ["n" if axis in free.get(place, ()) else str(side) for axis, side in enumerate(tensor.shape)]
+        for place, tensor in enumerate(inputs)
+    ]
+    return "-".join("x".join(shape) for shape in sides)
 
 
 def _several(answer: Any) -> tuple[Tensor, ...]:
@@ -226,12 +248,18 @@ def _touch(file: Path) -> None:
         file.touch()
 
 
-def exported(module: nn.Module, inputs: Sequence[Tensor], free: Free = FIXED) -> bytes:
+def exported(module: nn.Module, inputs: Sequence[Tensor], free: Free = FIXED, any_size: bool = False) -> bytes:
     """The ONNX file of the module for inputs of exactly these shapes but for free axes.
 
-    Its inputs are `input_0`, `input_1`, …, its outputs `output_0`, ….
+    Its inputs are `input_0`, `input_1`, …, its outputs `output_0`, …. With `any_size`, which takes a module that is
+    `AnySize`, the images of `input_0` are free in their height and width.
     """
     examples = [torch.zeros(_example_shape(tensor, free.get(place, ()))) for place, tensor in enumerate(inputs)]
+    axes = {place: {axis: f"n{place}_{axis}" for axis in every} for place, every in free.items()}
+    if any_size:
+        side = cast(AnySize, module).traced_px
+        examples[0] = torch.zeros(*examples[0].shape[:2], side, side)
+        axes[0] = axes.get(0, {}) | {2: HEIGHT, 3: WIDTH}
     module = module.for_size(*examples[0].shape[-2:]) if isinstance(module, Sizable) else module
     module.eval()  # torch's exporter leaves it in the mode that it finds its outermost part in
     names = [f"input_{place}" for place in range(len(examples))]
@@ -244,7 +272,7 @@ def exported(module: nn.Module, inputs: Sequence[Tensor], free: Free = FIXED) ->
             file,
             input_names=names,
             output_names=[f"output_{place}" for place in range(len(_several(module(*examples))))],
-            dynamic_axes={names[place]: {axis: f"n{place}_{axis}" for axis in axes} for place, axes in free.items()},
+            dynamic_axes={names[place]: every for place, every in axes.items()},
             opset_version=OPSET,
             dynamo=False,  # a fifth of the time, without onnxscript, and no slower to run
         )

@@ -42,6 +42,8 @@ class TinyVitEncoder(nn.Module):
 
     patch_embed: nn.Module
     stages: nn.Sequential
+    traced_px = 512
+    """See `sam_inspect.networks.runtime.AnySize`: no stage's windows (7, 14 and 7 cells) fit in, so that each pads."""
 
     def __init__(self) -> None:
         super().__init__()
