@@ -38,7 +38,7 @@ def find_regions(
     low = min(threshold, config.floor * threshold)
     cell = max(original_hw[0] / anomaly_map.shape[0], original_hw[1] / anomaly_map.shape[1])
     regions = [
-        _region(rise, window, part, config.blur_cells * cell)
+        _region(rise, window, part, config.blur_cells * cell, original_hw)
         for window, rise in _windows(anomaly_map, original_hw, low, threshold)
         for part in _parts(rise, low, threshold, config.grow, SUMMIT_CELLS * cell / _scale_yx(rise, window)[0])
     ]
@@ -100,25 +100,37 @@ def _peak(rise: Map, part: CropMask) -> tuple[float, tuple[int, int]]:
     return float(values[row, column]), (x0 + int(column), y0 + int(row))
 
 
-def _region(rise: Map, window: Box, part: CropMask, blur_px: float) -> Region:
+def _region(rise: Map, window: Box, part: CropMask, blur_px: float, original_hw: tuple[int, int]) -> Region:
     """A part of a window as a region of the image."""
     (left, top), (scale_y, scale_x) = window[:2], _scale_yx(rise, window)
     score, (x, y) = _peak(rise, part)
     peak = left + int((x + 0.5) * scale_x), top + int((y + 0.5) * scale_y)
     mask = on_image(part, window, rise.shape)
-    return Region(_drawn_in(mask.box_xyxy, peak, blur_px), (peak[0] + 0.5, peak[1] + 0.5), score, mask)
+    return Region(_drawn_in(mask.box_xyxy, peak, blur_px, original_hw), (peak[0] + 0.5, peak[1] + 0.5), score, mask)
 
 
-def _drawn_in(box: Box, peak: tuple[int, int], blur_px: float) -> Box:
+def _drawn_in(box: Box, peak: tuple[int, int], blur_px: float, original_hw: tuple[int, int]) -> Box:
     """The box of what, blurred so wide, fills a box and has its peak there: the squares of widths add up."""
-    edges = []
-    for start, end, highest in zip(box[:2], box[2:], peak, strict=True):
-        blurred = end - start
-        side = min(blurred, math.ceil(max(math.sqrt(max(blurred**2 - blur_px**2, 0)), blur_px / 8, 1)))
-        first = min(max(start + (blurred - side) // 2, highest + 1 - side), highest)
-        edges.append((first, first + side))
-    (x0, x1), (y0, y1) = edges
+    axes = zip(box[:2], box[2:], peak, original_hw[::-1], strict=True)
+    (x0, x1), (y0, y1) = (_span(start, end, highest, whole, blur_px) for start, end, highest, whole in axes)
     return x0, y0, x1, y1
+
+
+def _span(start: int, end: int, highest: int, whole: int, blur_px: float) -> tuple[int, int]:
+    """The same along one axis; what ends at a border of the image is half of itself and its mirror image.
+
+    A map's peak sticks to a border that it is near, so that it does not say how far from there the defect is.
+    """
+    at_start, at_end = start == 0, end == whole
+    if at_start and at_end:
+        return start, end
+    halves = 2 if at_start or at_end else 1
+    blurred = halves * (end - start)
+    narrowed = max(math.sqrt(max(blurred**2 - blur_px**2, 0)), blur_px / 8, 1)
+    side = min(end - start, math.ceil(narrowed / halves))
+    first = start if at_start else end - side if at_end else start + (end - start - side) // 2
+    first = min(max(first, highest + 1 - side), highest)
+    return first, first + side
 
 
 def plan_views(regions: Sequence[Region], original_hw: tuple[int, int], config: PromptConfig) -> list[View]:

@@ -17,12 +17,12 @@ HW = (200, 320)
 CONFIG = PromptConfig()
 
 
-def bumps(*centres_xy: tuple[int, int], height: float = 4.0) -> np.ndarray:
+def bumps(*centres_xy: tuple[int, int], height: float = 4.0, width: float = 10.0) -> np.ndarray:
     """A map of 25 x 40 cells over a 200 x 320 image, with a soft bump of ten pixels at each place."""
     full = np.zeros(HW, np.float32)
     for x, y in centres_xy:
         rows, columns = np.mgrid[: HW[0], : HW[1]]
-        full = np.maximum(full, height * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * 10**2)))
+        full = np.maximum(full, height * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * width**2)))
     return cv2.resize(full, (40, 25), interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
@@ -37,6 +37,17 @@ def test_a_bump_is_one_region_at_its_place(place: tuple[int, int]) -> None:
     assert np.hypot(region.peak_xy[0] - place[0], region.peak_xy[1] - place[1]) < 8
     assert region.mask is not None
     assert 150 < region.mask.area_px < 900
+
+
+@pytest.mark.parametrize("place", [(160, 0), (160, 199), (0, 100), (319, 100)])
+def test_a_defect_near_a_border_lies_in_its_box_though_the_peak_sticks_to_the_border(place: tuple[int, int]) -> None:
+    """A blowhole of ten pixels that begins three from a tile's edge is shown so."""
+    (region,) = find_regions(bumps(place, width=15.0), HW, 2.0, CONFIG)
+    x0, y0, x1, y1 = region.box_xyxy
+    x, y = (8 if at == 0 else at - 8 if at in (199, 319) else at for at in place)
+    assert x0 <= x < x1
+    assert y0 <= y < y1
+    assert max(x1 - x0, y1 - y0) < 30, "and it is drawn in as anywhere"
 
 
 def test_each_bump_is_a_region_of_its_own_and_none_overlap() -> None:
