@@ -29,9 +29,10 @@ def boxes(rise, recipe, blur):
         peak = rise[labels == label].max()
         if peak > recipe["threshold"]:
             at = np.nonzero((labels == label) & (rise > max(low, grow * peak)))
-            spans = np.ptp(at, 1) + 1
-            dy, dx = sides = np.ceil(np.maximum(np.sqrt(np.maximum(spans**2 - blur**2, 0)), max(blur / 8, 1)))
-            y, x = np.min(at, 1) + (spans - sides) // 2
+            first, spans = np.min(at, 1), np.ptp(at, 1) + 1
+            parts = 1 + ((first == 0) | (first + spans == rise.shape))  # a border shows one of two, mirrored
+            dy, dx = sides = np.ceil(np.sqrt(((parts * spans) ** 2 - blur**2).clip(0)).clip(max(blur / 8, 1)) / parts)
+            y, x = np.where(parts == 1, first + (spans - sides) // 2, np.where(first == 0, 0, first + spans - sides))
             yield peak, (x, y, x + dx, y + dy)
 
 
@@ -56,9 +57,8 @@ def mask(encoder, decoder, recipe, image, rise, peak, box):
     shared, areas = ((logits > 0) * expected).sum((1, 2)), (logits > 0).sum((1, 2))
     weights = np.exp((shared / (expected.sum() + areas - shared) + choose["predicted_iou"] * iou) / 0.1)
     vote = cv2.resize(np.tensordot(weights / weights.sum(), logits, 1), (w, h))
-    whole = np.zeros(rise.shape, bool)
-    whole[crop] = 1 / (1 + np.exp(-vote)) + evidence > 2 * choose["least_share"]
-    return whole
+    inside = 1 / (1 + np.exp(-vote)) + evidence > 2 * choose["least_share"]
+    return np.pad(inside, ((top, height - top - h), (left, width - left - w)))
 
 
 def main(folder, images):
