@@ -36,26 +36,26 @@ def boxes(rise, recipe, blur):
             yield peak, (x, y, x + dx, y + dy)
 
 
-def mask(encoder, decoder, recipe, image, rise, peak, box):
+def mask(encoder, decoder, recipe, image, rise, blur, peak, box):
     """(H, W) bool: SAM's masks of the box in a square view, voting as the map agrees with them (`choose.py`)."""
     (x0, y0, x1, y1), (height, width), choose = box, image.shape[:2], recipe["choose"]
     side = max(round(recipe["prompt"]["context"] * max(x1 - x0, y1 - y0)), recipe["prompt"]["least_view_px"])
     w, h = min(side, width), min(side, height)
-    left = min(max(0, round((x0 + x1) / 2 - w / 2)), width - w)
-    top = min(max(0, round((y0 + y1) / 2 - h / 2)), height - h)
+    left, top = np.clip(np.round([(x0 + x1 - w) / 2, (y0 + y1 - h) / 2]), 0, [width - w, height - h]).astype(int)
     crop, px = np.s_[top : top + h, left : left + w], recipe["encoder"]["side_px"]
     columns, rows = round(w * px / max(w, h)), round(h * px / max(w, h))
     shown = np.tile(np.array(recipe["encoder"]["pad_with"], np.float32), (px, px, 1))
     shown[:rows, :columns] = cv2.resize(image[crop], (columns, rows))
-    points = (np.array([[[x0, y0], [x1, y1]]]) - [left, top]) * [columns / w, rows / h]
-    (features,) = encoder.run(None, {"input_0": planes(shown)})
-    prompt = {"input_0": features, "input_1": points.astype(np.float32), "input_2": np.float32([[2, 3]])}
-    logits, iou = (answer[0] for answer in decoder.run(None, prompt))
-    logits, low = logits[:, : -(-rows // 4), : -(-columns // 4)], choose["from_peak"] * peak
-    evidence = np.clip((rise[crop] - low) / (peak - low), 0, 1)
-    expected = cv2.resize(evidence, logits.shape[:0:-1], interpolation=cv2.INTER_AREA)
-    shared, areas = ((logits > 0) * expected).sum((1, 2)), (logits > 0).sum((1, 2))
-    weights = np.exp((shared / (expected.sum() + areas - shared) + choose["predicted_iou"] * iou) / 0.1)
+    points = np.float32((np.array([[[x0, y0], [x1, y1]]]) - [left, top]) * [columns / w, rows / h])
+    asked = [*encoder.run(None, {"input_0": planes(shown)}), points, np.float32([[2, 3]])]
+    logits, iou = (answer[0] for answer in decoder.run(None, {f"input_{n}": each for n, each in enumerate(asked)}))
+    logits, low = logits[:, : -(-rows // 4), : -(-columns // 4)], choose["from_peak"]
+    evidence = np.clip((rise[crop] / peak - low) / (1 - low), 0, 1)
+    expected = cv2.resize(evidence, logits.shape[:0:-1], interpolation=cv2.INTER_AREA)[..., None]
+    seen = cv2.GaussianBlur(np.float32(logits > 0).transpose(1, 2, 0), (0, 0), 0.7 * blur * columns / w / 4)
+    seen = np.clip((seen / seen.max((0, 1)).clip(1e-6) - low) / (1 - low), 0, 1)  # what the map would show of each
+    agree = np.minimum(seen, expected).sum((0, 1)) / np.maximum(seen, expected).sum((0, 1))
+    weights = np.exp((agree + choose["predicted_iou"] * iou) / 0.1)
     vote = cv2.resize(np.tensordot(weights / weights.sum(), logits, 1), (w, h))
     inside = 1 / (1 + np.exp(-vote)) + evidence > 2 * choose["least_share"]
     return np.pad(inside, ((top, height - top - h), (left, width - left - w)))
@@ -69,11 +69,11 @@ def main(folder, images):
         found = anomaly_map(graphs[0], recipe, image)
         rise = cv2.resize(found, image.shape[1::-1])
         blur = recipe["prompt"]["blur_cells"] * max(np.divide(rise.shape, found.shape))
-        masks = [mask(*graphs[1:], recipe, image, rise, *each) for each in boxes(rise, recipe, blur)]
+        masks = [mask(*graphs[1:], recipe, image, rise, blur, *each) for each in boxes(rise, recipe, blur)]
         if masks:
             cv2.imwrite(f"{Path(path).stem}_mask.png", 255 * np.any(masks, 0).astype(np.uint8))
-        row = {"image": path, "verdict": "fail" if masks else "pass", "score": float(found.max())}
-        print(json.dumps(row | {"areas_px": [int(each.sum()) for each in masks]}))
+        areas, verdict = [int(each.sum()) for each in masks], "fail" if masks else "pass"
+        print(json.dumps({"image": path, "verdict": verdict, "score": float(found.max()), "areas_px": areas}))
 
 
 if __name__ == "__main__":

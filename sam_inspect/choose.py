@@ -1,8 +1,9 @@
 """What of SAM's masks is the defect, and when the heatmap's own outline stays.
 
 SAM tends to outline the whole part, and its own estimate of a mask's IoU does not tell: the mask that it likes best is
-often the part. So its masks vote, each with the weight of its agreement with the anomaly map; and a pixel is defect
-where the vote and the map together say so: SAM draws the edge, the map says where to stop.
+often the part. So its masks vote, each with the weight of its agreement with the anomaly map: how like the map is to
+what it would show of the mask, blurred as it is. And a pixel is defect where the vote and the map together say so: SAM
+draws the edge, the map says where to stop.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from sam_inspect.masks import box_iou, intersection_px, on_crop, on_image, resiz
 from sam_inspect.records import Box, Candidates, CropMask, Localization, Outline, Region, View
 
 VOTE_TEMPERATURE = 0.1
+RANKED_PX = 64
+SIGMAS = 0.7  # of the Gaussian that the map's blur is taken for, in widths of a point on the map
 SPECK_SHARE = 0.02
 Map = NDArray[np.float32]
 
@@ -41,7 +44,7 @@ def _outline(candidates: Candidates, localization: Localization, config: ChooseC
     region, view = localization.regions[candidates.prompt.region], candidates.view
     grid_hw = work_hw(view.crop_hw)
     evidence = _evidence(localization, view.crop_xyxy, grid_hw, region, config.from_peak)
-    agreements = _agreements(candidates, region, evidence)
+    agreements = _agreements(candidates, region, evidence, config.from_peak)
     if agreements.max() >= config.least_agreement:
         ranks = agreements + config.predicted_iou * candidates.predicted_iou
         vote = on_crop(view, _vote(candidates.low_res_logits, ranks), grid_hw)
@@ -60,24 +63,40 @@ def _evidence(
     if localization.anomaly_map is None:
         return None
     rise = resize_window(localization.anomaly_map, crop, localization.original_hw, grid_hw)
-    low = from_peak * region.score
-    return np.asarray(np.clip((rise - low) / max(region.score - low, 1e-6), 0, 1), np.float32)
+    return _risen(rise, region.score, from_peak)
 
 
-def _agreements(candidates: Candidates, region: Region, evidence: Map | None) -> NDArray[np.float64]:
+def _risen(values: Map, peak: float, from_peak: float) -> Map:
+    low = from_peak * peak
+    return np.asarray(np.clip((values - low) / max(peak - low, 1e-6), 0, 1), np.float32)
+
+
+def _agreements(candidates: Candidates, region: Region, evidence: Map | None, from_peak: float) -> NDArray[np.float64]:
     """(M,) how well each mask agrees with the map, or with the given box; -1 for an empty mask.
 
-    With the map: the soft intersection over union of mask and evidence. With a box: the IoU of the mask's own box and
-    the given one. On SAM's own grid: to rank masks it is fine enough.
+    With the map: the soft intersection over union of its evidence and what it would show of the mask, on a grid of 64
+    cells, which is fine enough to rank masks. With a box: the IoU of the mask's own box and the given one.
     """
-    rows, columns = _low_res_hw(candidates.view)
+    view, (rows, columns) = candidates.view, _low_res_hw(candidates.view)
     masks = candidates.low_res_logits[:, :rows, :columns] > 0
     if evidence is None:
-        return np.array([box_iou(_box(mask, candidates.view), region.box_xyxy) if mask.any() else -1 for mask in masks])
-    expected = cv2.resize(evidence, (columns, rows), interpolation=cv2.INTER_AREA)
-    shared = np.array([expected[mask].sum() for mask in masks], np.float64)
-    areas = masks.sum((1, 2))
-    return np.where(areas > 0, shared / np.maximum(expected.sum() + areas - shared, 1e-6), -1)
+        return np.array([box_iou(_box(mask, view), region.box_xyxy) if mask.any() else -1 for mask in masks])
+    scale = min(1.0, RANKED_PX / max(rows, columns))
+    size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
+    expected = np.asarray(cv2.resize(evidence, size, interpolation=cv2.INTER_AREA), np.float32)
+    sigma = SIGMAS * region.blur_px * size[0] / view.crop_hw[1]
+    return np.array([_soft_iou(_shown(mask, size, sigma, from_peak), expected) if mask.any() else -1 for mask in masks])
+
+
+def _shown(mask: NDArray[np.bool_], size: tuple[int, int], sigma: float, from_peak: float) -> Map:
+    """The evidence that a map blurred so wide, in cells of the size, would give if the mask were the defect."""
+    cells = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    blurred = cv2.GaussianBlur(cells, (0, 0), sigma) if sigma else cells
+    return _risen(np.asarray(blurred), float(blurred.max()), from_peak)
+
+
+def _soft_iou(one: Map, other: Map) -> float:
+    return float(np.minimum(one, other).sum() / max(np.maximum(one, other).sum(), 1e-6))
 
 
 def _low_res_hw(view: View) -> tuple[int, int]:

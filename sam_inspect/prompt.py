@@ -106,7 +106,8 @@ def _region(rise: Map, window: Box, part: CropMask, blur_px: float, original_hw:
     score, (x, y) = _peak(rise, part)
     peak = left + int((x + 0.5) * scale_x), top + int((y + 0.5) * scale_y)
     mask = on_image(part, window, rise.shape)
-    return Region(_drawn_in(mask.box_xyxy, peak, blur_px, original_hw), (peak[0] + 0.5, peak[1] + 0.5), score, mask)
+    box = _drawn_in(mask.box_xyxy, peak, blur_px, original_hw)
+    return Region(box, (peak[0] + 0.5, peak[1] + 0.5), score, mask, blur_px=blur_px)
 
 
 def _drawn_in(box: Box, peak: tuple[int, int], blur_px: float, original_hw: tuple[int, int]) -> Box:

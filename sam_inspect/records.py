@@ -69,6 +69,7 @@ class Region:
         score: the anomaly map's highest value in it; 1.0 for a given box.
         mask: the heatmap's own mask; None for a given box, which has no pixels.
         label: the defect type where the boxes file names one.
+        blur_px: how wide the map shows a point there, pixels; 0 for a given box.
     """
 
     box_xyxy: Box
@@ -76,6 +77,7 @@ class Region:
     score: float
     mask: CropMask | None = None
     label: str | None = None
+    blur_px: float = 0.0
 
     def __post_init__(self) -> None:
         _check_box("Region.box_xyxy", self.box_xyxy)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import cv2
 import numpy as np
 
 from sam_inspect.choose import choose
@@ -45,6 +48,21 @@ def test_a_mask_that_runs_on_into_the_part_is_cut_where_the_map_says_nothing() -
     (outline,) = choose([answer((40, 40, 110, 72))], localization(DEFECT), ChooseConfig())
     assert outline.source == "sam"
     assert outline.mask.box_xyxy == DEFECT
+
+
+def test_a_scratch_is_not_outvoted_by_what_fills_its_blur() -> None:
+    """The map shows a line of two pixels as a stripe of twenty; so would the line, and not so the stripe."""
+    line: Box = (20, 62, 100, 64)
+    blurred = cv2.GaussianBlur(a_map(line), (0, 0), 7.0)
+    stripe = filled_box((16, 53, 104, 73))
+    region = Region(stripe.box_xyxy, (60.0, 63.0), float(blurred.max()), stripe, blur_px=10.0)
+    found = Localization(HW, region.score, (region,), blurred)
+    asked = [answer(line, stripe.box_xyxy)]
+    (outline,) = choose(asked, found, ChooseConfig(predicted_iou=0))
+    assert outline.mask.box_xyxy == line
+    sharp = replace(found, regions=(replace(region, blur_px=0.0),))
+    (other,) = choose(asked, sharp, ChooseConfig(predicted_iou=0))
+    assert other.mask.area_px > 5 * outline.mask.area_px
 
 
 def test_three_masks_outvote_one_that_fills_the_given_box_hardly_better() -> None:
