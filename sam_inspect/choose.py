@@ -21,6 +21,7 @@ from sam_inspect.records import Box, Candidates, CropMask, Localization, Outline
 VOTE_TEMPERATURE = 0.1
 RANKED_PX = 64
 SIGMAS = 0.7  # of the Gaussian that the map's blur is taken for, in widths of a point on the map
+LEAST_PROBABILITY = 0.01
 SPECK_SHARE = 0.02
 Map = NDArray[np.float32]
 
@@ -48,12 +49,21 @@ def _outline(candidates: Candidates, localization: Localization, config: ChooseC
     if agreements.max() >= config.least_agreement:
         ranks = agreements + config.predicted_iou * candidates.predicted_iou
         vote = on_crop(view, _vote(candidates.low_res_logits, ranks), grid_hw)
-        rise = vote if evidence is None else _probability(vote) + evidence - 2 * config.least_share
+        rise = vote if evidence is None else _defect(_probability(vote), evidence, config.least_share)
         mask = tight(CropMask((0, 0, grid_hw[1], grid_hw[0]), rise > 0))
         mask = tight(without_specks(mask, SPECK_SHARE)) if mask else None
         if mask is not None:
             return Outline(on_image(mask, view.crop_xyxy, grid_hw), region, "sam")
     return Outline(region.mask, region, "heatmap") if region.mask is not None else None
+
+
+def _defect(probability: Map, evidence: Map, least_share: float) -> Map:
+    """Above 0 where the mean of both is above the share, but not where SAM is sure that there is another thing.
+
+    Neighbours in one view are evidence of each other; SAM was asked for one of them.
+    """
+    both = probability + evidence - 2 * least_share
+    return np.asarray(np.where(probability > LEAST_PROBABILITY, both, -1), np.float32)
 
 
 def _evidence(

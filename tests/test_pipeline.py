@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sam_inspect import pipeline
 from sam_inspect.batch import inspect_folder
-from sam_inspect.config import RecipeConfig
+from sam_inspect.config import PromptConfig, RecipeConfig
 from sam_inspect.errors import ImageError, UsageError
 from sam_inspect.pipeline import LEAST_AHEAD, MOST_AHEAD, Inspector
 from sam_inspect.progress import silent
@@ -69,7 +69,8 @@ def sam() -> BoxFiller:
 
 @pytest.fixture
 def inspector(sam: BoxFiller) -> Inspector:
-    return Inspector(RecipeConfig(), sam, localizer=Brightness(), threshold=THRESHOLD)
+    sharp = RecipeConfig(prompt=PromptConfig(blur_cells=0))  # as that localizer's map is
+    return Inspector(sharp, sam, localizer=Brightness(), threshold=THRESHOLD)
 
 
 def part(*spots: tuple[int, int]) -> np.ndarray:
