@@ -18,7 +18,7 @@ CONFIG = PromptConfig()
 
 
 def bumps(*centres_xy: tuple[int, int], height: float = 4.0, width: float = 10.0) -> np.ndarray:
-    """A map of 25 x 40 cells over a 200 x 320 image, with a soft bump of ten pixels at each place."""
+    """A map of 25 x 40 cells over a 200 x 320 image, with a soft bump at each place; `width` is its deviation."""
     full = np.zeros(HW, np.float32)
     for x, y in centres_xy:
         rows, columns = np.mgrid[: HW[0], : HW[1]]

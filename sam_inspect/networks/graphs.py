@@ -93,11 +93,12 @@ def graph(source: bytes | Path, runtime: Runtime, image_hw: tuple[int, int] | No
     Raises:
         Exception: whatever the runtime raises for what is no graph.
     """
-    in_runtime = _in_openvino if runtime.name == "openvino" else _in_onnx
-    return in_runtime(source, runtime, image_hw)
+    if runtime.name == "openvino":
+        return _in_openvino(source, runtime.precision, image_hw)
+    return _in_onnx(source, image_hw)
 
 
-def _in_openvino(source: bytes | Path, runtime: Runtime, image_hw: tuple[int, int] | None) -> Graph:
+def _in_openvino(source: bytes | Path, precision: Precision, image_hw: tuple[int, int] | None) -> Graph:
     import openvino
 
     model = openvino.Core().read_model(model=source)
@@ -105,7 +106,7 @@ def _in_openvino(source: bytes | Path, runtime: Runtime, image_hw: tuple[int, in
         shape = model.input(0).partial_shape
         shape[2], shape[3] = image_hw
         model.reshape({0: shape})
-    compiled = openvino_compiled(model, runtime.precision)
+    compiled = openvino_compiled(model, precision)
 
     def running(inputs: list[Array]) -> list[Array]:
         answer = compiled(inputs, share_inputs=True)
@@ -114,7 +115,7 @@ def _in_openvino(source: bytes | Path, runtime: Runtime, image_hw: tuple[int, in
     return running
 
 
-def _in_onnx(source: bytes | Path, _: Runtime, image_hw: tuple[int, int] | None) -> Graph:
+def _in_onnx(source: bytes | Path, image_hw: tuple[int, int] | None) -> Graph:
     session = onnx_session(source, **({HEIGHT: image_hw[0], WIDTH: image_hw[1]} if image_hw else {}))
     names = [each.name for each in session.get_inputs()]
     return lambda inputs: list(session.run(None, dict(zip(names, inputs, strict=True))))
