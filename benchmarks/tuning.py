@@ -137,7 +137,7 @@ def drawn_truth(bench: Bench, index: int, view: View, prompt: Prompt) -> Candida
 def iou_errors(bench: Bench, index: int, sam: Sam) -> list[float]:
     """How far each mask's predicted IoU lies off the true one, in the ground-truth boxes of one image."""
     errors: list[float] = []
-    for answer in bench.probes[index].boxes.candidates(sam):
+    for answer in bench.probes[index].boxes.candidates(sam, bench.inspector.config.choose):
         assert answer.prompt.region is not None
         defect = bench.labels[index].defects[answer.prompt.region]
         truth = low_res(window(defect, answer.view.crop_xyxy), answer.view) > 0.5

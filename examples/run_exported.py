@@ -9,56 +9,49 @@ import numpy as np
 import onnxruntime
 
 
-def planes(image):
-    return np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32)
-
-
-def anomaly_map(session, recipe, image):
-    looks = {}
-    for look in recipe["heatmap"]["inputs"]:
-        by = cv2.INTER_AREA if look["height"] < image.shape[0] else cv2.INTER_LINEAR
-        looks[look["name"]] = planes(cv2.resize(image, (look["width"], look["height"]), interpolation=by))
-    return session.run(None, looks)[0]
-
-
-def boxes(rise, recipe, blur):
-    """(peak, box) of what rises above the threshold, down to a share of its peak, less its blur (as in `prompt.py`)."""
+def regions(rise, recipe, blur):
+    """(peak, where, box) of what rises above the threshold, to a share of its peak, less its blur (`prompt.py`)."""
     grow, low = recipe["prompt"]["grow"], recipe["prompt"]["floor"] * recipe["threshold"]
     count, labels = cv2.connectedComponents((rise > low).astype(np.uint8))
-    for label in range(1, count):
-        peak = rise[labels == label].max()
-        if peak > recipe["threshold"]:
-            at = np.nonzero((labels == label) & (rise > max(low, grow * peak)))
+    for alone in (np.where(labels == label, rise, 0) for label in range(1, count)):
+        if (peak := alone.max()) > recipe["threshold"]:
+            at = np.nonzero(alone > max(low, grow * peak))
             first, spans = np.min(at, 1), np.ptp(at, 1) + 1
             parts = 1 + ((first == 0) | (first + spans == rise.shape))  # a border shows one of two, mirrored
             dy, dx = sides = np.ceil(np.sqrt(((parts * spans) ** 2 - blur**2).clip(0)).clip(max(blur / 8, 1)) / parts)
             y, x = np.where(parts == 1, first + (spans - sides) // 2, np.where(first == 0, 0, first + spans - sides))
-            yield peak, (x, y, x + dx, y + dy)
+            yield peak, np.add(np.unravel_index(alone.argmax(), rise.shape)[::-1], 0.5), [(x, y), (x + dx, y + dy)]
 
 
-def mask(encoder, decoder, recipe, image, rise, blur, peak, box):
-    """(H, W) bool: SAM's masks of the box in a square view, voting as the map agrees with them (`choose.py`)."""
-    (x0, y0, x1, y1), (height, width), choose = box, image.shape[:2], recipe["choose"]
-    side = max(round(recipe["prompt"]["context"] * max(x1 - x0, y1 - y0)), recipe["prompt"]["least_view_px"])
-    w, h = min(side, width), min(side, height)
-    left, top = np.clip(np.round([(x0 + x1 - w) / 2, (y0 + y1 - h) / 2]), 0, [width - w, height - h]).astype(int)
-    crop, px = np.s_[top : top + h, left : left + w], recipe["encoder"]["side_px"]
-    columns, rows = round(w * px / max(w, h)), round(h * px / max(w, h))
+def mask(encoder, decoder, recipe, image, rise, blur, peak, where, box):
+    """(H, W) bool: SAM's masks, voting as the map agrees (`choose.py`), of a box, then of what it gave (`ask.py`)."""
+    (height, width), choose, px = image.shape[:2], recipe["choose"], recipe["encoder"]["side_px"]
+    side = max(round(recipe["prompt"]["context"] * np.ptp(box, 0).max()), recipe["prompt"]["least_view_px"])
+    size = w, h = np.minimum(side, (width, height)).astype(int)
+    left, top = corner = np.clip(np.round(np.mean(box, 0) - size / 2), 0, (width - w, height - h)).astype(int)
+    crop, (columns, rows) = np.s_[top : top + h, left : left + w], np.round(size * px / size.max()).astype(int)
     shown = np.tile(np.array(recipe["encoder"]["pad_with"], np.float32), (px, px, 1))
     shown[:rows, :columns] = cv2.resize(image[crop], (columns, rows))
-    points = np.float32((np.array([[[x0, y0], [x1, y1]]]) - [left, top]) * [columns / w, rows / h])
-    asked = [*encoder.run(None, {"input_0": planes(shown)}), points, np.float32([[2, 3]])]
-    logits, iou = (answer[0] for answer in decoder.run(None, {f"input_{n}": each for n, each in enumerate(asked)}))
-    logits, low = logits[:, : -(-rows // 4), : -(-columns // 4)], choose["from_peak"]
+    features, low = encoder.run(None, {"input_0": cv2.dnn.blobFromImage(shown)})[0], choose["from_peak"]
     evidence = np.clip((rise[crop] / peak - low) / (1 - low), 0, 1)
-    expected = cv2.resize(evidence, logits.shape[:0:-1], interpolation=cv2.INTER_AREA)[..., None]
-    seen = cv2.GaussianBlur(np.float32(logits > 0).transpose(1, 2, 0), (0, 0), 0.7 * blur * columns / w / 4)
-    seen = np.clip((seen / seen.max((0, 1)).clip(1e-6) - low) / (1 - low), 0, 1)  # what the map would show of each
-    agree = np.minimum(seen, expected).sum((0, 1)) / np.maximum(seen, expected).sum((0, 1))
-    weights = np.exp((agree + choose["predicted_iou"] * iou) / 0.1)
-    vote = cv2.resize(np.tensordot(weights / weights.sum(), logits, 1), (w, h))
-    inside = 1 / (1 + np.exp(-vote)) + evidence > 2 * choose["least_share"]
-    return np.pad(inside, ((top, height - top - h), (left, width - left - w)))
+
+    def outline(*prompts):
+        asked = [(features, np.float32([(p - corner) * (columns / w, rows / h)]), np.float32([t])) for p, t in prompts]
+        answers = [decoder.run(None, {f"input_{n}": each for n, each in enumerate(inputs)}) for inputs in asked]
+        logits, iou = (np.concatenate(each, 1)[0] for each in zip(*answers, strict=True))
+        logits = logits[:, : -(-rows // 4), : -(-columns // 4)]
+        expected = cv2.resize(evidence, logits.shape[:0:-1], interpolation=cv2.INTER_AREA)[..., None]
+        seen = cv2.GaussianBlur(np.float32(logits > 0).transpose(1, 2, 0), (0, 0), 0.7 * blur * columns / w / 4)
+        seen = np.clip((seen / seen.max((0, 1)).clip(1e-6) - low) / (1 - low), 0, 1)  # what the map would show of each
+        agree = np.minimum(seen, expected).sum((0, 1)) / np.maximum(seen, expected).sum((0, 1))
+        weights = np.exp((agree + choose["predicted_iou"] * iou) / 0.1)
+        vote = cv2.resize(np.tensordot(weights / weights.sum(), logits, 1), (w, h))
+        return 1 / (1 + np.exp(-vote)) + evidence > 2 * choose["least_share"]
+
+    first = outline((np.array(box), [2, 3]), (np.array([where, *box]), [1, 2, 3]))
+    x, y, dx, dy = cv2.boundingRect(first.astype(np.uint8))
+    grown = np.clip([(x - 0.025 * dx, y - 0.025 * dy), (x + 1.025 * dx, y + 1.025 * dy)], 0, size)
+    return np.pad(outline((grown + corner, [2, 3])), ((top, height - top - h), (left, width - left - w)))
 
 
 def main(folder, images):
@@ -66,10 +59,15 @@ def main(folder, images):
     graphs = [onnxruntime.InferenceSession(str(folder / recipe[n]["file"])) for n in ("heatmap", "encoder", "decoder")]
     for path in images:
         image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
-        found = anomaly_map(graphs[0], recipe, image)
+        looks = {}
+        for look in recipe["heatmap"]["inputs"]:
+            size = (look["width"], look["height"])
+            by = cv2.INTER_AREA if look["height"] < image.shape[0] else cv2.INTER_LINEAR
+            looks[look["name"]] = cv2.dnn.blobFromImage(cv2.resize(image, size, interpolation=by))
+        found = graphs[0].run(None, looks)[0]
         rise = cv2.resize(found, image.shape[1::-1])
         blur = recipe["prompt"]["blur_cells"] * max(np.divide(rise.shape, found.shape))
-        masks = [mask(*graphs[1:], recipe, image, rise, blur, *each) for each in boxes(rise, recipe, blur)]
+        masks = [mask(*graphs[1:], recipe, image, rise, blur, *each) for each in regions(rise, recipe, blur)]
         if masks:
             cv2.imwrite(f"{Path(path).stem}_mask.png", 255 * np.any(masks, 0).astype(np.uint8))
         areas, verdict = [int(each.sum()) for each in masks], "fail" if masks else "pass"

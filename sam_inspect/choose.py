@@ -34,13 +34,18 @@ def choose(candidates: Sequence[Candidates], localization: Localization, config:
         localization: the regions, and the map that they were found in (None where boxes were given).
         config: weights and limits.
     """
-    outlines = [_outline(answer, localization, config) for answer in candidates if answer.prompt.region is not None]
-    found = sorted((outline for outline in outlines if outline), key=lambda outline: -outline.region.score)
+    outlines = [outline(answer, localization, config) for answer in candidates if answer.prompt.region is not None]
+    found = sorted((each for each in outlines if each), key=lambda each: -each.region.score)
     return _without_duplicates(found, config.duplicate_iou)
 
 
-def _outline(candidates: Candidates, localization: Localization, config: ChooseConfig) -> Outline | None:
-    """SAM's mask, or the map's own outline; None for a given box in which SAM sees nothing."""
+def outline(candidates: Candidates, localization: Localization, config: ChooseConfig) -> Outline | None:
+    """What is the defect in one answer: SAM's mask, or the map's own; None for a given box in which SAM sees nothing.
+
+    Args:
+        candidates: SAM's answer to the prompt of a region.
+        localization, config: see `choose`.
+    """
     assert candidates.prompt.region is not None
     region, view = localization.regions[candidates.prompt.region], candidates.view
     grid_hw = work_hw(view.crop_hw)
@@ -136,9 +141,9 @@ def _box(mask: NDArray[np.bool_], view: View) -> tuple[float, float, float, floa
 def _without_duplicates(outlines: Sequence[Outline], most_iou: float) -> list[Outline]:
     """Those that overlap no earlier (higher) one by more; defects of one place are one defect."""
     kept: list[Outline] = []
-    for outline in outlines:
-        if all(_iou(outline.mask, other.mask) <= most_iou for other in kept):
-            kept.append(outline)
+    for each in outlines:
+        if all(_iou(each.mask, other.mask) <= most_iou for other in kept):
+            kept.append(each)
     return kept
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sam_inspect.ask import ask
 from sam_inspect.assemble import Asked, Stages, stages_of_boxes, stages_of_recipe
 from sam_inspect.choose import choose
 from sam_inspect.config import ChooseConfig, RecipeConfig
@@ -243,14 +244,14 @@ class Inspector:
     def _outlines(self, image: NDArray[np.uint8], localization: Localization, config: ChooseConfig) -> list[Outline]:
         """SAM's outline of each region; it does not run where there is none."""
         views = plan_views(localization.regions, localization.original_hw, self.config.prompt)
-        return choose(self.segmenter.segment(image, views) if views else [], localization, config)
+        return choose(ask(self.segmenter, image, views, localization, config), localization, config)
 
     def _inspect(self, part: Part, localization: Localization, localize_ms: float) -> Inspection:
         """What comes after the heatmap."""
         clock = _Clock({"read": part.read_ms, "localize": localize_ms})
         views = plan_views(localization.regions, localization.original_hw, self.config.prompt)
         clock.ends("prompt")
-        candidates = self.segmenter.segment(part.image, views) if views else []
+        candidates = ask(self.segmenter, part.image, views, localization, self.config.choose)
         clock.ends("segment")
         outlines = choose(candidates, localization, self.config.choose)
         clock.ends("choose")

@@ -12,7 +12,7 @@ PLAN = [
     "images tiles masks recipe exports weights plugins files progress",
     "networks",
     "localize prompt segment choose judge",
-    "assemble",
+    "ask assemble",
     "pipeline",
     "datasets synth synth_bottle training finetune evaluate metrics report batch bench export quantise",
     "serve",

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sam_inspect.ask import ask_view
 from sam_inspect.choose import choose
 from sam_inspect.config import ChooseConfig
 from sam_inspect.errors import RecipeError
@@ -39,9 +40,10 @@ class Question:
     localization: Localization
     views: tuple[tuple[View, Kept], ...]
 
-    def candidates(self, sam: Sam) -> list[Candidates]:
+    def candidates(self, sam: Sam, config: ChooseConfig) -> list[Candidates]:
         """A network's answers; what is kept serves where its encoder is the untuned one."""
-        return [answer for seen in self._encoded(sam) for answer in sam.decode(seen, seen.view.prompts)]
+        encoded = self._encoded(sam)
+        return [answer for seen in encoded for answer in ask_view(sam, seen, self.localization, config)]
 
     def _encoded(self, sam: Sam) -> Iterator[Embedding]:
         if sam.encoder_tuned:
@@ -78,11 +80,11 @@ class Probe:
     def box_masks(self, sam: Sam, config: ChooseConfig) -> list[CropMask]:
         """What a decoder outlines in the ground-truth boxes."""
         every_box = config.model_copy(update={"duplicate_iou": 1.0})
-        return self.boxes.chosen(self.boxes.candidates(sam), every_box)
+        return self.boxes.chosen(self.boxes.candidates(sam, config), every_box)
 
     def found_masks(self, sam: Sam, config: ChooseConfig) -> list[CropMask]:
         """What a decoder outlines in the localizer's regions."""
-        return self.found.chosen(self.found.candidates(sam), config)
+        return self.found.chosen(self.found.candidates(sam, config), config)
 
 
 def probe(label: Label, inspector: Inspector, encoder: CachedEncoder) -> Probe:

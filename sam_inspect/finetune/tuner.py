@@ -195,7 +195,7 @@ class Tuner:
     def _try_choices(self, index: int, sam: Sam, ious: dict[tuple[float, float], list[float]]) -> None:
         """Adds the IoU of one label's found masks under every choice."""
         probe = self.probes[index]
-        candidates = probe.found.candidates(sam)
+        candidates = probe.found.candidates(sam, self.choose)
         own = (self.choose.predicted_iou, self.choose.least_share)
         for choice in {own, *product(PREDICTED_IOUS, LEAST_SHARES)}:
             config = self.choose.model_copy(update={"predicted_iou": choice[0], "least_share": choice[1]})

@@ -1,4 +1,4 @@
-"""A small plant for the stories: the command, a drawn product, and a recipe trained on it once for all of them."""
+"""A small plant for the stories: the command, and what `sam-inspect demo` leaves, made once for all of them."""
 
 from __future__ import annotations
 
@@ -87,34 +87,32 @@ def results() -> Callable[[Path], Rows]:
 
 @dataclass(frozen=True)
 class Plant:
-    """A drawn product in MVTec layout, and a recipe trained on it by the command, with what that said."""
+    """What the demo left in its folder: a drawn product in MVTec layout, a recipe trained on it; and what it said."""
 
-    product: Path
-    recipe: Path
-    trained: Answer
+    demo: Path
+    said: Answer
+
+    @property
+    def product(self) -> Path:
+        return self.demo / "product"
+
+    @property
+    def recipe(self) -> Path:
+        return self.demo / "recipe"
 
 
 @pytest.fixture(scope="session")
 def plant(tmp_path_factory: pytest.TempPathFactory) -> Plant:
-    """Drawn and trained by the first test that asks; other workers of pytest-xdist wait for it."""
+    """The demo, run by the first test that asks; other workers of pytest-xdist wait for it."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "plant"
+    said = folder.with_suffix(".json")
     with FileLock(f"{folder}.lock"):
-        said = folder / "trained.json"
         if not said.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            said.write_text(json.dumps(_found(folder)))
-    return Plant(folder / "product", folder / "recipe", Answer(**json.loads(said.read_text())))
-
-
-def _found(folder: Path) -> dict[str, Any]:
-    from sam_inspect.synth import write_product
-
-    write_product(folder / "product")
-    answer = run("train", folder / "product", "--recipe", folder / "recipe")
-    assert answer.status == 0, answer.err
-    return vars(answer)
+            answer = run("demo", "--out", folder)
+            assert answer.status == 0, answer.err
+            said.write_text(json.dumps(vars(answer)))
+    return Plant(folder, Answer(**json.loads(said.read_text())))
 
 
 @pytest.fixture
@@ -127,6 +125,24 @@ def good(plant: Plant, tmp_path: Path) -> Path:
     for part in parts:
         shutil.copy(part, folder / f"{part.parent.name}_{part.name}")
     return folder
+
+
+@pytest.fixture
+def labelled(plant: Plant, tmp_path: Path) -> Path:
+    """Two labelled images of each type of the drawn product, and its recipe beside them."""
+    data = tmp_path / "data"
+    for kind in sorted((plant.product / "test").iterdir()):
+        for image in sorted(kind.iterdir())[:2]:
+            for part in (image, *(plant.product / "ground_truth" / kind.name).glob(f"{image.stem}*")):
+                target = data / part.relative_to(plant.product)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(part, target)
+    good = data / "train" / "good"
+    good.mkdir(parents=True)
+    for image in sorted((plant.product / "train" / "good").iterdir())[:2]:
+        shutil.copy(image, good)
+    shutil.copytree(plant.recipe, tmp_path / "recipe")
+    return data
 
 
 @dataclass

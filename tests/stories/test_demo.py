@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +22,34 @@ def figures_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def demo(sam_inspect, tmp_path_factory) -> tuple[Path, Any]:
-    folder = tmp_path_factory.mktemp("newcomer") / "demo"
-    answer = sam_inspect("demo", "--out", folder)
-    assert answer.status == 0, answer.err
-    return folder, answer
-
-
-def test_it_prints_a_table_and_the_path_of_the_page(demo) -> None:
-    folder, answer = demo
-    page = folder / "results" / "index.html"
-    assert answer.out.splitlines()[-1] == str(page)
+def test_it_prints_a_table_and_the_path_of_the_page(plant) -> None:
+    page = plant.demo / "results" / "index.html"
+    assert plant.said.out.splitlines()[-1] == str(page)
     assert page.stat().st_size > 0
     for word in ("chip", "contamination", "dent", "scratch", "refined", "gt_boxes", "auroc"):
-        assert word in answer.out.lower()
+        assert word in plant.said.out.lower()
 
 
-def test_the_drawn_defects_are_found_and_outlined(demo) -> None:
-    figures = figures_of(demo[0])
+def test_the_drawn_defects_are_found_and_outlined(plant) -> None:
+    figures = figures_of(plant.demo)
     assert figures["count"]["defective"] == 20
     assert figures["image"]["auroc"] > 0.9
     ious = {column: figures["masks"][column]["mean_iou"] for column in ("refined", "heatmap", "heatmap_oracle")}
     assert ious["refined"] > max(ious["heatmap"], ious["heatmap_oracle"])
 
 
-def test_each_defective_part_has_its_pictures(demo) -> None:
-    folder, _ = demo
-    lines = (folder / "results" / "results.jsonl").read_text().splitlines()
+def test_each_defective_part_has_its_pictures(plant) -> None:
+    lines = (plant.demo / "results" / "results.jsonl").read_text().splitlines()
     inspected = {Path(json.loads(line)["image"]) for line in lines}
-    assert inspected == set((folder / "product" / "test").glob("*/*.png"))
+    assert inspected == set((plant.product / "test").glob("*/*.png"))
     for image in inspected:
-        assert (folder / "results" / "masks" / image.parent.name / f"{image.stem}.png").exists()
+        assert (plant.demo / "results" / "masks" / image.parent.name / f"{image.stem}.png").exists()
 
 
 @pytest.mark.slow
-def test_it_can_be_run_again_where_it_was_interrupted_or_spoilt(demo, sam_inspect) -> None:
-    folder, _ = demo
+def test_it_can_be_run_again_where_it_was_interrupted_or_spoilt(plant, sam_inspect, tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    shutil.copytree(plant.demo, folder)
     before = figures_of(folder)
     spoilt = folder / "product" / "train" / "good" / "003.png"
     whole = spoilt.read_bytes()

@@ -11,28 +11,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pytest
 import yaml
 
 QUICK = ("--shots", "4", "--epochs", "5", "--lr", "0.000003")
-
-
-@pytest.fixture
-def labelled(plant: Any, tmp_path: Path) -> Path:
-    """Two labelled images of each type of the drawn product, and its recipe beside them."""
-    data = tmp_path / "data"
-    for kind in sorted((plant.product / "test").iterdir()):
-        for image in sorted(kind.iterdir())[:2]:
-            for part in (image, *(plant.product / "ground_truth" / kind.name).glob(f"{image.stem}*")):
-                target = data / part.relative_to(plant.product)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(part, target)
-    good = data / "train" / "good"
-    good.mkdir(parents=True)
-    for image in sorted((plant.product / "train" / "good").iterdir())[:2]:
-        shutil.copy(image, good)
-    shutil.copytree(plant.recipe, tmp_path / "recipe")
-    return data
 
 
 def test_tuned_scored_used_and_compared(

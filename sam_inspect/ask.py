@@ -1,0 +1,87 @@
+"""SAM is asked twice about what a map shows: first for what is there, then for what has the box of that.
+
+The map says where a defect is, but shows it blurred, so that the box it gives is a guess. What SAM outlines in it has a
+better one, and in its own box SAM draws better. A given box is no guess: there it is asked once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam_inspect.choose import outline
+from sam_inspect.config import ChooseConfig
+from sam_inspect.records import Box, Candidates, Localization, Prompt, Region, View
+from sam_inspect.segment import Encoded, Interactive, Segmenter
+
+GROWN = 1.05
+ON_DEFECT = np.ones(1, np.int64)
+
+
+def ask(
+    segmenter: Segmenter,
+    image: NDArray[np.uint8],
+    views: Sequence[View],
+    localization: Localization,
+    config: ChooseConfig,
+) -> list[Candidates]:
+    """One `Candidates` for each prompt of the views, in order.
+
+    A segmenter whose views cannot be asked again, as a plugin's may be, is asked once.
+
+    Args:
+        segmenter: encodes each view once.
+        image: (H, W, 3) uint8 RGB.
+        views: each with a box prompt for every region that it shows, as `prompt.plan_views` gives them.
+        localization: the regions, and the map that they were found in (None where boxes were given).
+        config: how what is outlined first is chosen.
+    """
+    if localization.anomaly_map is None or not isinstance(segmenter, Interactive):
+        return segmenter.segment(image, views) if views else []
+    seen = segmenter.encode(image, views)
+    return [answer for each in seen for answer in ask_view(segmenter, each, localization, config)]
+
+
+def ask_view(
+    segmenter: Interactive, seen: Encoded, localization: Localization, config: ChooseConfig
+) -> list[Candidates]:
+    """The same for one view that is encoded already."""
+    boxes = seen.view.prompts
+    if localization.anomaly_map is None:
+        return segmenter.decode(seen, boxes)
+    pointed = [replace(prompt, **_peak(localization.regions[_region(prompt)])) for prompt in boxes]
+    answers = segmenter.decode(seen, [*boxes, *pointed])
+    first = [_together(*both) for both in zip(answers[: len(boxes)], answers[len(boxes) :], strict=True)]
+    return segmenter.decode(seen, [_again(answer, localization, config) for answer in first])
+
+
+def _region(prompt: Prompt) -> int:
+    assert prompt.region is not None
+    return prompt.region
+
+
+def _peak(region: Region) -> dict[str, Any]:
+    return {"points_xy": np.array([region.peak_xy], np.float32), "point_labels": ON_DEFECT}
+
+
+def _together(one: Candidates, other: Candidates) -> Candidates:
+    """The masks of both, as the answer to the first."""
+    logits = np.concatenate([one.low_res_logits, other.low_res_logits])
+    return replace(one, low_res_logits=logits, predicted_iou=np.concatenate([one.predicted_iou, other.predicted_iou]))
+
+
+def _again(answer: Candidates, localization: Localization, config: ChooseConfig) -> Prompt:
+    """The prompt with the box of what its answer outlines."""
+    found = outline(answer, localization, config)
+    return answer.prompt if found is None else replace(answer.prompt, box_xyxy=_grown(found.mask.box_xyxy, answer.view))
+
+
+def _grown(box: Box, view: View) -> tuple[float, float, float, float]:
+    """A little larger, since an outline ends where it is only half sure; inside the view."""
+    (x0, y0, x1, y1), (left, top, right, bottom) = box, view.crop_xyxy
+    dx, dy = (GROWN - 1) / 2 * (x1 - x0), (GROWN - 1) / 2 * (y1 - y0)
+    return max(x0 - dx, left), max(y0 - dy, top), min(x1 + dx, right), min(y1 + dy, bottom)

@@ -1,0 +1,100 @@
+"""What SAM is asked, and how often: in a given box once, about what a map shows until the box is that of an outline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam_inspect.ask import ask
+from sam_inspect.choose import choose
+from sam_inspect.config import ChooseConfig
+from sam_inspect.masks import filled_box
+from sam_inspect.records import Box, Candidates, Localization, Prompt, Region, View
+
+HW = (128, 128)
+HOLE: Box = (40, 48, 60, 64)
+GUESS: Box = (30, 40, 76, 76)
+IMAGE = np.zeros((*HW, 3), np.uint8)
+VIEW = View((0, 0, 128, 128), 512, (Prompt(box_xyxy=(30.0, 40.0, 76.0, 76.0), region=0),))
+
+
+class Once:
+    """Sees the hole, whatever it is asked; its views cannot be asked again."""
+
+    def __init__(self) -> None:
+        self.encoded: list[View] = []
+        self.asked: list[Prompt] = []
+
+    @classmethod
+    def from_config(cls, args: Mapping[str, Any], *, device: str) -> Self:
+        return cls()
+
+    def segment(self, image: NDArray[np.uint8], views: Sequence[View]) -> list[Candidates]:
+        return [self._answer(view, prompt) for view in views for prompt in view.prompts]
+
+    def _answer(self, view: View, prompt: Prompt) -> Candidates:
+        self.asked.append(prompt)
+        logits = np.full((1, *HW), -8.0, np.float32)
+        logits[0, HOLE[1] : HOLE[3], HOLE[0] : HOLE[2]] = 8.0
+        return Candidates(view, prompt, logits, np.ones(1, np.float32))
+
+
+class Seen:
+    """An encoded view."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+
+
+class Often(Once):
+    """The same, of a view that is encoded once."""
+
+    def encode(self, image: NDArray[np.uint8], views: Sequence[View]) -> Iterator[Seen]:
+        self.encoded += views
+        yield from map(Seen, views)
+
+    def decode(self, embedding: Seen, prompts: Sequence[Prompt]) -> list[Candidates]:
+        return [self._answer(embedding.view, prompt) for prompt in prompts]
+
+
+def shown() -> Localization:
+    """A map that shows the hole wider than it is."""
+    found = np.zeros(HW, np.float32)
+    found[GUESS[1] : GUESS[3], GUESS[0] : GUESS[2]] = 5.0
+    return Localization(HW, 5.0, (Region(GUESS, (50.5, 56.5), 5.0, filled_box(GUESS)),), found)
+
+
+def test_the_second_question_has_the_box_of_what_the_first_ones_outlined() -> None:
+    sam = Often()
+    answers = ask(sam, IMAGE, [VIEW], shown(), ChooseConfig())
+    box, peak, again = sam.asked
+    assert box == VIEW.prompts[0]
+    assert peak.box_xyxy == box.box_xyxy
+    assert (peak.points_xy.tolist(), peak.point_labels.tolist()) == ([[50.5, 56.5]], [1])
+    assert again.box_xyxy == (39.5, 47.6, 60.5, 64.4)
+    assert not len(again.points_xy)
+    assert sam.encoded == [VIEW]
+    assert [answer.prompt for answer in answers] == [again]
+    assert choose(answers, shown(), ChooseConfig())[0].mask.box_xyxy == HOLE
+
+
+def test_a_given_box_is_no_guess() -> None:
+    sam = Often()
+    given = Localization(HW, 1.0, (Region(GUESS, (53.0, 58.0), 1.0),))
+    ask(sam, IMAGE, [VIEW], given, ChooseConfig())
+    assert sam.asked == [VIEW.prompts[0]]
+
+
+def test_a_segmenter_that_cannot_be_asked_again_is_asked_once() -> None:
+    sam = Once()
+    assert len(ask(sam, IMAGE, [VIEW], shown(), ChooseConfig())) == 1
+    assert sam.asked == [VIEW.prompts[0]]
+
+
+def test_nothing_is_asked_about_a_good_part() -> None:
+    for sam in (Once(), Often()):
+        assert ask(sam, IMAGE, [], shown(), ChooseConfig()) == []
+        assert not sam.encoded + sam.asked  # type: ignore[operator]
