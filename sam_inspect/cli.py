@@ -61,7 +61,7 @@ def train(
     ],
     recipe: Recipe,
     config: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="A ready recipe (default, fast, accurate) or a YAML file.")
+        str, typer.Option(metavar="NAME|FILE", help="A ready recipe (default, fast, fine, accurate) or a YAML file.")
     ] = "default",
     from_anomalib: Annotated[
         Path | None,

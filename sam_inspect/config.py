@@ -90,7 +90,7 @@ class RecipeConfig(Section):
 
 
 def find_config(name: str) -> RecipeConfig:
-    """A ready recipe by name (`default`, `fast`, `accurate`), or a YAML file.
+    """A ready recipe by name (`default`, `fast`, `fine`, `accurate`), or a YAML file.
 
     Raises:
         ConfigError: no such name or file, no YAML, an unknown key, a value out of range.

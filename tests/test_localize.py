@@ -20,7 +20,7 @@ from sam_inspect.localize.drawn_maps import fit_of, located, measured
 from sam_inspect.localize.memory import spread_out
 from sam_inspect.localize.memory_bank import SURE, Bank, MemoryBank
 from sam_inspect.localize.nearest import NearestPatches
-from sam_inspect.localize.patches import BackboneConfig, PatchGrid
+from sam_inspect.localize.patches import BackboneConfig, PatchGrid, product_scale
 from sam_inspect.networks import runtime
 from sam_inspect.networks.loaded import load_backbone
 from sam_inspect.progress import silent
@@ -199,3 +199,10 @@ def test_a_map_that_is_never_near_zero_shows_only_the_defect(tmp_path: Path) -> 
     (region,) = find_regions(found.anomaly_map, (240, 320), threshold, PromptConfig())
     x0, y0, x1, y1 = region.box_xyxy
     assert abs(x0 - 200) + abs(y0 - 100) + abs(x1 - 250) + abs(y1 - 140) < 40
+
+
+def test_a_small_picture_is_enlarged_as_far_as_its_recipe_asks() -> None:
+    tile, speck, bottle, panel = (252, 340), (100, 100), (900, 900), (2000, 3000)
+    for size_px, scales in ((512, (2, 2, 512 / 900, 1)), (768, (3, 3, 768 / 900, 1))):
+        found = [product_scale([hw], BackboneConfig(size_px=size_px)) for hw in (tile, speck, bottle, panel)]
+        assert found == pytest.approx(scales, rel=0.02)

@@ -20,6 +20,7 @@ from sam_inspect.networks.runtime import at_once, batches_of
 
 LONGEST_SHRUNK_PX = 1024
 MOST_ENLARGED = 2.0
+FINE_PX = 256  # so many of the size for each time that an image may be enlarged
 
 
 class BackboneConfig(Section):
@@ -95,10 +96,11 @@ class PatchGrid:
 def product_scale(sizes_hw: list[tuple[int, int]], config: BackboneConfig) -> float:
     """One scale for a product, from the median short side of its images.
 
-    Short sides up to 1024 pixels are scaled to `size_px`, but enlarged at most twofold. Larger images keep their
-    resolution and are cut into tiles: a scratch ten pixels wide stays ten pixels wide.
+    Short sides up to 1024 pixels are scaled to `size_px`, but enlarged at most twofold; threefold where a size of 768
+    asks for it, and so on. Larger images keep their resolution and are cut into tiles: a scratch ten pixels wide stays
+    ten pixels wide.
     """
     short = float(np.median([min(size) for size in sizes_hw]))
     if short > max(LONGEST_SHRUNK_PX, config.size_px):
         return min(1.0, config.size_px / 512)
-    return min(MOST_ENLARGED, config.size_px / short)
+    return min(max(MOST_ENLARGED, config.size_px / FINE_PX), config.size_px / short)
