@@ -33,14 +33,14 @@ def mask(encoder, decoder, recipe, image, rise, blur, peak, where, box):
     shown = np.tile(np.array(recipe["encoder"]["pad_with"], np.float32), (px, px, 1))
     shown[:rows, :columns] = cv2.resize(image[crop], (columns, rows))
     features, low = encoder.run(None, {"input_0": cv2.dnn.blobFromImage(shown)})[0], choose["from_peak"]
-    evidence = np.clip((rise[crop] / peak - low) / (1 - low), 0, 1)
+    evidence, cells = np.clip((rise[crop] / peak - low) / (1 - low), 0, 1), (-(-columns // 4), -(-rows // 4))
+    expected = cv2.resize(evidence, cells, interpolation=cv2.INTER_AREA)[..., None]
 
     def outline(*prompts):
         asked = [(features, np.float32([(p - corner) * (columns / w, rows / h)]), np.float32([t])) for p, t in prompts]
         answers = [decoder.run(None, {f"input_{n}": each for n, each in enumerate(inputs)}) for inputs in asked]
         logits, iou = (np.concatenate(each, 1)[0] for each in zip(*answers, strict=True))
-        logits = logits[:, : -(-rows // 4), : -(-columns // 4)]
-        expected = cv2.resize(evidence, logits.shape[:0:-1], interpolation=cv2.INTER_AREA)[..., None]
+        logits = logits[:, : cells[1], : cells[0]]
         seen = cv2.GaussianBlur(np.float32(logits > 0).transpose(1, 2, 0), (0, 0), 0.7 * blur * columns / w / 4)
         seen = np.clip((seen / seen.max((0, 1)).clip(1e-6) - low) / (1 - low), 0, 1)  # what the map would show of each
         agree = np.minimum(seen, expected).sum((0, 1)) / np.maximum(seen, expected).sum((0, 1))
@@ -55,6 +55,7 @@ def mask(encoder, decoder, recipe, image, rise, blur, peak, where, box):
 
 
 def main(folder, images):
+    """Prints a line of JSON for each image, and writes the mask of each that fails."""
     recipe = json.loads((folder / "recipe.json").read_text())
     graphs = [onnxruntime.InferenceSession(str(folder / recipe[n]["file"])) for n in ("heatmap", "encoder", "decoder")]
     for path in images:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +39,7 @@ def ask(
         localization: the regions, and the map that they were found in (None where boxes were given).
         config: how what is outlined first is chosen.
     """
-    if localization.anomaly_map is None or not isinstance(segmenter, Interactive):
+    if not isinstance(segmenter, Interactive):
         return segmenter.segment(image, views) if views else []
     seen = segmenter.encode(image, views)
     return [answer for each in seen for answer in ask_view(segmenter, each, localization, config)]
@@ -49,23 +48,21 @@ def ask(
 def ask_view(
     segmenter: Interactive, seen: Encoded, localization: Localization, config: ChooseConfig
 ) -> list[Candidates]:
-    """The same for one view that is encoded already."""
+    """The same for one view that is encoded already; a given box is asked about once."""
     boxes = seen.view.prompts
     if localization.anomaly_map is None:
         return segmenter.decode(seen, boxes)
-    pointed = [replace(prompt, **_peak(localization.regions[_region(prompt)])) for prompt in boxes]
+    pointed = [_with_peak(prompt, localization.regions) for prompt in boxes]
     answers = segmenter.decode(seen, [*boxes, *pointed])
     first = [_together(*both) for both in zip(answers[: len(boxes)], answers[len(boxes) :], strict=True)]
     return segmenter.decode(seen, [_again(answer, localization, config) for answer in first])
 
 
-def _region(prompt: Prompt) -> int:
+def _with_peak(prompt: Prompt, regions: Sequence[Region]) -> Prompt:
+    """The prompt with the peak of its region as a point."""
     assert prompt.region is not None
-    return prompt.region
-
-
-def _peak(region: Region) -> dict[str, Any]:
-    return {"points_xy": np.array([region.peak_xy], np.float32), "point_labels": ON_DEFECT}
+    peak = np.array([regions[prompt.region].peak_xy], np.float32)
+    return replace(prompt, points_xy=peak, point_labels=ON_DEFECT)
 
 
 def _together(one: Candidates, other: Candidates) -> Candidates:

@@ -20,7 +20,6 @@ from sam_inspect.networks.runtime import at_once, batches_of
 
 LONGEST_SHRUNK_PX = 1024
 MOST_ENLARGED = 2.0
-FINE_PX = 256  # so many of the size for each time that an image may be enlarged
 
 
 class BackboneConfig(Section):
@@ -101,6 +100,7 @@ def product_scale(sizes_hw: list[tuple[int, int]], config: BackboneConfig) -> fl
     ten pixels wide.
     """
     short = float(np.median([min(size) for size in sizes_hw]))
+    finer = config.size_px / 512
     if short > max(LONGEST_SHRUNK_PX, config.size_px):
-        return min(1.0, config.size_px / 512)
-    return min(max(MOST_ENLARGED, config.size_px / FINE_PX), config.size_px / short)
+        return min(1.0, finer)
+    return min(MOST_ENLARGED * max(1.0, finer), config.size_px / short)

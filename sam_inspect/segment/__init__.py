@@ -46,7 +46,7 @@ class Encoded(Protocol):
 
     @property
     def view(self) -> View:
-        """What was encoded, at the size at which the network saw it."""
+        """What was encoded, with its prompts, at the size at which the network saw it."""
         ...
 
 
@@ -59,7 +59,7 @@ class Interactive(Segmenter, Protocol):
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            views: crops of it; their prompts play no part.
+            views: crops of it; their prompts play no part in it, and stay with the views.
         """
         ...
 
