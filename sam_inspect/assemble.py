@@ -56,8 +56,6 @@ def stages_of_recipe(folder: Path, asked: Asked) -> Stages:
     if is_export(folder):
         return _stages_of_export(folder, asked)
     _check_torch()
-    from sam_inspect.networks.runtime import running_on
-
     loaded = load_recipe(folder)
     recipe = loaded if asked.tuned else loaded.untuned()
     config = adjusted(recipe.config, asked.false_reject_rate, asked.min_area_px)
@@ -67,6 +65,8 @@ def stages_of_recipe(folder: Path, asked: Asked) -> Stages:
         raise broken_contract(config.localizer.name, localizer_class, Trainable)
     chosen = _checked_runtime(recipe, place) if asked.runtime == asked.precision == "auto" else None
     chosen = chosen or pick_runtime_for(config, place, asked.runtime, asked.precision)
+    from sam_inspect.networks.runtime import running_on
+
     with running_on(chosen):
         localizer = localizer_class.from_state(config.localizer.args, recipe.tensors, recipe.facts, device=place)
         segmenter = _tuned(_segmenter(config, place), recipe)

@@ -164,13 +164,13 @@ def load_recipe(folder: Path) -> Recipe:
         RecipeError: the folder or a file is missing, cut or changed, or of another schema.
         ConfigError: a value of its configuration was changed to one that cannot be.
     """
-    from safetensors.torch import load
-
     document = _document(folder)
     hashes = document["files"]
     contents = {
         name: _content(folder / name, hashes.get(name)) for name in (LOCALIZER, CALIBRATION, METRICS, PROVENANCE)
     }
+    from safetensors.torch import load  # torch takes seconds, and is not needed to refuse a recipe
+
     calibration = _parsed(folder / CALIBRATION, contents[CALIBRATION], arrays.load)
     decoder: Mapping[str, Tensor] = {}
     for name in hashes:

@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 from filelock import FileLock
+from forks import Forks
 
 Rows = dict[str, dict[str, Any]]
 # A shell's background job ignores Ctrl-C, and so would every command that it starts.
@@ -48,20 +50,32 @@ def start(
     *arguments: str | Path, env: Mapping[str, str] | None = None, python: str | Path = sys.executable, **pipes: Any
 ) -> subprocess.Popen[str]:
     """The command, started; of another environment where its `python` is given."""
-    environment = os.environ | {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"} | dict(env or {})
     line = [str(python), "-m", "sam_inspect", *map(str, arguments)]
-    return subprocess.Popen(line, env=environment, text=True, **pipes)
+    return subprocess.Popen(line, env=environment(env), text=True, **pipes)
+
+
+def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Of every command."""
+    return os.environ | {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"} | dict(more or {})
+
+
+@cache
+def forks() -> Forks:
+    """Of this worker, with its first command."""
+    return Forks()
 
 
 def run(*arguments: str | Path, env: Mapping[str, str] | None = None, **options: Any) -> Answer:
-    """The command, run to its end as a user would."""
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = start(*arguments, env=env, stdout=out, stderr=err, **options)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        err.seek(0)
-        return Answer(process.returncode, out.read(), err.read(), usage.ru_maxrss * 1024)
+    """The command, run to its end as a user would; with options for its process from cold."""
+    with tempfile.NamedTemporaryFile("w+") as out, tempfile.NamedTemporaryFile("w+") as err:
+        if options:
+            process = start(*arguments, env=env, stdout=out, stderr=err, **options)
+            _, waited, usage = os.wait4(process.pid, 0)
+            status = process.returncode = os.waitstatus_to_exitcode(waited)
+            peak_bytes = usage.ru_maxrss * 1024
+        else:
+            status, peak_bytes = forks().run([*map(str, arguments)], environment(env), out.name, err.name)
+        return Answer(status, Path(out.name).read_text(), Path(err.name).read_text(), peak_bytes)
 
 
 def rows_of(out: Path) -> Rows:

@@ -1,0 +1,63 @@
+"""Commands as processes that are forked off one which has imported torch and timm: that takes each of them seconds.
+
+Run as a program it is that process; it answers a JSON line of what to run with one of how that ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class Forks:
+    """Runs `python -m sam_inspect` again and again."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, words: Sequence[str], env: Mapping[str, str], out: str, err: str) -> tuple[int, int]:
+        """The exit status and the largest resident size in bytes; what was said is in the files `out` and `err`."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        request = {"words": list(words), "env": dict(env), "folder": os.getcwd(), "out": out, "err": err}
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        status, peak_bytes = json.loads(self.process.stdout.readline())
+        return int(status), int(peak_bytes)
+
+
+def serve() -> None:
+    """Forks for each line."""
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            become(json.loads(line))
+            return
+        _, status, usage = os.wait4(child, 0)
+        print(json.dumps([os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024]), flush=True)
+
+
+def become(request: Mapping[str, Any]) -> None:
+    """What a shell would do, and then the command."""
+    for number, path in enumerate((os.devnull, request["out"], request["err"])):
+        opened = os.open(path, os.O_RDWR)
+        os.dup2(opened, number)
+        os.close(opened)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["folder"])
+    sys.argv = ["sam_inspect", *request["words"]]
+    runpy.run_module("sam_inspect", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    import sam_inspect.batch
+    import sam_inspect.segment.sam  # noqa: F401
+
+    sys.path.pop(0)  # this folder, which no user has there
+    serve()
