@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 OUT ?= demo
 # Two workers of one thread each measured fastest on two cores; more threads a worker only wait for each other.
 WORKERS ?= 2
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo test test-slow check docs clean
 .DEFAULT_GOAL := help

@@ -24,6 +24,12 @@ BROWSER_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networki
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The stories wait for a product and its recipe: the first file makes them while others do what needs neither."""
+    first, stories = items[0].path if items else None, Path(__file__).parent / "stories"
+    items.sort(key=lambda item: item.path.parent == stories and item.path != first)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real pictures beside the checkout."""

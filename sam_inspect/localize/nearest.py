@@ -28,7 +28,8 @@ class NearestPatches:
         self.bank = bank
         self._dtype = _fast_dtype(bank.device)
         rows = torch.cat([bank.to(self._dtype), _split(-bank.square().sum(1) / 2, self._dtype)], 1)
-        rows = F.pad(rows, (0, 0, 0, -len(bank) % ROWS_IN_BLOCK))
+        self._block = max(1, min(ROWS_IN_BLOCK, len(bank)))
+        rows = F.pad(rows, (0, 0, 0, -len(bank) % self._block))
         rows[len(bank) :, bank.shape[1]] = -torch.inf  # what fills the last block is never the nearest
         self._rows = rows.T.contiguous()
 
@@ -39,16 +40,16 @@ class NearestPatches:
 
     def _chunk(self, queries: Tensor) -> Tensor:
         ones = queries.new_ones(len(queries), len(self._rows) - queries.shape[1])
-        nearest = _highest(torch.cat([queries, ones], 1).to(self._dtype) @ self._rows)
+        nearest = _highest(torch.cat([queries, ones], 1).to(self._dtype) @ self._rows, self._block)
         return (self.bank[nearest] - queries).square().sum(1).sqrt()
 
 
-def _highest(found: Tensor) -> Tensor:
+def _highest(found: Tensor, size: int) -> Tensor:
     """Where each row of (q, n) is highest: first in which block, by a reduction that keeps no place and so is quick."""
-    blocks = found.view(len(found), -1, ROWS_IN_BLOCK)
+    blocks = found.view(len(found), -1, size)
     block = blocks.amax(2).max(1).indices
     inside = blocks[torch.arange(len(found), device=found.device), block].max(1).indices
-    return block * ROWS_IN_BLOCK + inside
+    return block * size + inside
 
 
 def _split(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -25,7 +26,7 @@ class Forks:
     def run(self, words: Sequence[str], env: Mapping[str, str], out: str, err: str) -> tuple[int, int]:
         """The exit status and the largest resident size in bytes; what was said is in the files `out` and `err`."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        request = {"words": list(words), "env": dict(env), "folder": os.getcwd(), "out": out, "err": err}
+        request = {"words": list(words), "env": dict(env), "folder": str(Path.cwd()), "out": out, "err": err}
         print(json.dumps(request), file=self.process.stdin, flush=True)
         status, peak_bytes = json.loads(self.process.stdout.readline())
         return int(status), int(peak_bytes)
