@@ -47,6 +47,15 @@ def test_help_imports_nothing_heavy() -> None:
     assert heavy.isdisjoint(loaded)
 
 
+def test_a_recipe_that_cannot_be_used_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    program = "import sys; from sam_inspect.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    words = ["inspect", tmp_path, "--recipe", tmp_path / "none", "--out", tmp_path / "out"]
+    (tmp_path / "part.png").touch()
+    done = subprocess.run([sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
+    assert "none: does not exist" in done.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_takes_the_same_three_flags(command: str) -> None:
     text = run(*command.split(), "--help").stdout
