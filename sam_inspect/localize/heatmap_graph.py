@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sam_inspect.errors import ConfigError
 from sam_inspect.localize.memory import Map, on_grid
 from sam_inspect.localize.memory_bank import SURE, Bank, MemoryBank
-from sam_inspect.localize.nearest import ROWS_IN_BLOCK
+from sam_inspect.localize.nearest import block_of, highest
 from sam_inspect.networks.runtime import Sizable
 from sam_inspect.tiles import TilePlan
 
@@ -104,7 +104,7 @@ class _Layer(nn.Module):
         cell_px = plan.tile_hw[1] // grid_hw[1]
         self.offset_yx = tuple(offset / cell_px for offset in bank.offsets_yx[place])
         rows = memory.nearest.bank
-        self.block = max(1, min(ROWS_IN_BLOCK, len(rows)))
+        self.block = block_of(len(rows))
         filled = (0, -len(rows) % self.block)
         constants = {"mean": memory.mean, "std": memory.std, "columns": F.pad(rows.T, filled).contiguous()}
         constants["half_squares"] = F.pad(rows.square().sum(1) / 2, filled, value=torch.inf)
@@ -116,16 +116,9 @@ class _Layer(nn.Module):
         """(h, w, C) -> (h, w)."""
         height, width, channels = features.shape
         flat = (features.reshape(height * width, channels) - self.mean) / self.std
-        nearest = self._highest(flat @ self.columns - self.half_squares)
+        nearest = highest(flat @ self.columns - self.half_squares, self.block)  # runtimes sort for an argmax
         distances = (self.columns.index_select(1, nearest).T - flat).square().sum(1).sqrt().view(height, width)
         return torch.log1p(((_shifted(distances, self.offset_yx) - self.usual) / self.scale).clamp(min=0))
-
-    def _highest(self, found: Tensor) -> Tensor:
-        """Where each row of (q, n) is highest, by blocks as in `nearest.py`: runtimes sort for an argmax."""
-        count, blocks = len(found), found.shape[1] // self.block
-        block = found.view(count, blocks, self.block).amax(2).argmax(1)
-        its_rows = found.view(count * blocks, self.block).index_select(0, torch.arange(count) * blocks + block)
-        return block * self.block + its_rows.argmax(1)
 
 
 def _constant(values: Map, grid_hw: tuple[int, int]) -> Tensor:

@@ -28,7 +28,7 @@ class NearestPatches:
         self.bank = bank
         self._dtype = _fast_dtype(bank.device)
         rows = torch.cat([bank.to(self._dtype), _split(-bank.square().sum(1) / 2, self._dtype)], 1)
-        self._block = max(1, min(ROWS_IN_BLOCK, len(bank)))
+        self._block = block_of(len(bank))
         rows = F.pad(rows, (0, 0, 0, -len(bank) % self._block))
         rows[len(bank) :, bank.shape[1]] = -torch.inf  # what fills the last block is never the nearest
         self._rows = rows.T.contiguous()
@@ -40,18 +40,23 @@ class NearestPatches:
 
     def _chunk(self, queries: Tensor) -> Tensor:
         ones = queries.new_ones(len(queries), len(self._rows) - queries.shape[1])
-        nearest = _highest(torch.cat([queries, ones], 1).to(self._dtype) @ self._rows, self._block)
+        nearest = highest(torch.cat([queries, ones], 1).to(self._dtype) @ self._rows, self._block)
         return (self.bank[nearest] - queries).square().sum(1).sqrt()
 
 
-def _highest(found: Tensor, size: int) -> Tensor:
+def block_of(rows: int) -> int:
+    """Into blocks of how many so many rows are filled up for `highest`."""
+    return max(1, min(ROWS_IN_BLOCK, rows))
+
+
+def highest(found: Tensor, size: int) -> Tensor:
     """Where each row of (q, n) is highest: first in which block, by a reduction that keeps no place and so is quick."""
     if found.shape[1] == size:
         return found.max(1).indices
-    blocks = found.view(len(found), -1, size)
-    block = blocks.amax(2).max(1).indices
-    inside = blocks[torch.arange(len(found), device=found.device), block].max(1).indices
-    return block * size + inside
+    count, blocks = len(found), found.shape[1] // size
+    block = found.view(count, blocks, size).amax(2).max(1).indices
+    rows = torch.arange(count, device=found.device) * blocks + block
+    return block * size + found.view(count * blocks, size).index_select(0, rows).max(1).indices
 
 
 def _split(values: Tensor, dtype: torch.dtype) -> Tensor:

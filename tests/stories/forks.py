@@ -11,6 +11,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,7 @@ def become(request: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    import sam_inspect.batch
-    import sam_inspect.segment.sam  # noqa: F401
-
+    for name in ("sam_inspect.batch", "sam_inspect.segment.sam"):
+        import_module(name)
     sys.path.pop(0)  # this folder, which no user has there
     serve()
