@@ -223,7 +223,7 @@ class Inspector:
         """
         localization = GivenBoxes([GivenBox(box, None) for box in boxes]).localize(image)
         every_box = self.config.choose.model_copy(update={"duplicate_iou": 1.0})
-        outlines = self._outlines(image, localization, every_box)
+        outlines = self._outlines(image, localization, every_box, _Clock({}))
         return [measure(outline, self.config.judge.pixel_size_mm) for outline in outlines]
 
     def refine(self, image: NDArray[np.uint8], found: Localization, threshold: float) -> Inspection:
@@ -238,27 +238,29 @@ class Inspector:
             raise ValueError("Inspector.refine: there is no map to refine")
         regions = find_regions(found.anomaly_map, found.original_hw, threshold, self.config.prompt)
         localization = replace(found, regions=regions)
-        outlines = self._outlines(image, localization, self.config.choose)
+        outlines = self._outlines(image, localization, self.config.choose, _Clock({}))
         return judge(outlines, localization, threshold, self.config.judge)
-
-    def _outlines(self, image: NDArray[np.uint8], localization: Localization, config: ChooseConfig) -> list[Outline]:
-        """SAM's outline of each region; it does not run where there is none."""
-        views = plan_views(localization.regions, localization.original_hw, self.config.prompt)
-        return choose(ask(self.segmenter, image, views, localization, config), localization, config)
 
     def _inspect(self, part: Part, localization: Localization, localize_ms: float) -> Inspection:
         """What comes after the heatmap."""
         clock = _Clock({"read": part.read_ms, "localize": localize_ms})
-        views = plan_views(localization.regions, localization.original_hw, self.config.prompt)
-        clock.ends("prompt")
-        candidates = ask(self.segmenter, part.image, views, localization, self.config.choose)
-        clock.ends("segment")
-        outlines = choose(candidates, localization, self.config.choose)
-        clock.ends("choose")
+        outlines = self._outlines(part.image, localization, self.config.choose, clock)
         threshold = self.threshold if self._given(part) is None else None
         inspection = judge(outlines, localization, threshold, self.config.judge)
         clock.ends("judge")
         return replace(inspection, image=part.name, timings_ms=clock.timings_ms)
+
+    def _outlines(
+        self, image: NDArray[np.uint8], localization: Localization, config: ChooseConfig, clock: _Clock
+    ) -> list[Outline]:
+        """SAM's outline of each region; it does not run where there is none."""
+        views = plan_views(localization.regions, localization.original_hw, self.config.prompt)
+        clock.ends("prompt")
+        candidates = ask(self.segmenter, image, views, localization, config)
+        clock.ends("segment")
+        outlines = choose(candidates, localization, config)
+        clock.ends("choose")
+        return outlines
 
     def _given(self, part: Part) -> Sequence[GivenBox] | None:
         """The boxes that stand instead of a heatmap; None for a heatmap."""
