@@ -115,18 +115,34 @@ class Plant:
         return self.demo / "recipe"
 
 
-@pytest.fixture(scope="session")
-def plant(tmp_path_factory: pytest.TempPathFactory) -> Plant:
-    """The demo, run by the first test that asks; other workers of pytest-xdist wait for it."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "plant"
-    said = folder.with_suffix(".json")
-    with FileLock(f"{folder}.lock"):
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Answer]) -> tuple[Path, Answer]:
+    """A path that the first test makes that asks, and what was said; other workers of pytest-xdist wait for it."""
+    base = factory.getbasetemp()
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    said = path.with_suffix(".json")
+    path.parent.mkdir(exist_ok=True)
+    with FileLock(f"{path}.lock"):
         if not said.exists():
-            answer = run("demo", "--out", folder)
+            answer = make(path)
             assert answer.status == 0, answer.err
             said.write_text(json.dumps(vars(answer)))
-    return Plant(folder, Answer(**json.loads(said.read_text())))
+    return path, Answer(**json.loads(said.read_text()))
+
+
+@pytest.fixture(scope="session")
+def plant(tmp_path_factory: pytest.TempPathFactory) -> Plant:
+    """The demo."""
+    return Plant(*once(tmp_path_factory, "plant", lambda folder: run("demo", "--out", folder)))
+
+
+@pytest.fixture(scope="session")
+def quick(plant: Plant, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe that looks at the drawn product once, and small: for stories of what is done with any recipe."""
+    config = tmp_path_factory.mktemp("quick") / "quick.yaml"
+    look = {"name": "mobile_sam", "layers": [1, 2, 3], "size_px": 256, "cell_px": 8}
+    config.write_text(json.dumps({"localizer": {"name": "memory_bank", "args": {"backbones": [look]}}}))
+    line = ["train", plant.product, "--config", config, "--recipe"]
+    return once(tmp_path_factory, "recipe", lambda folder: run(*line, folder))[0]
 
 
 @pytest.fixture
@@ -142,8 +158,8 @@ def good(plant: Plant, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def labelled(plant: Plant, tmp_path: Path) -> Path:
-    """Two labelled images of each type of the drawn product, and its recipe beside them."""
+def labelled(plant: Plant, quick: Path, tmp_path: Path) -> Path:
+    """Two labelled images of each type of the drawn product, and a recipe beside them."""
     data = tmp_path / "data"
     for kind in sorted((plant.product / "test").iterdir()):
         for image in sorted(kind.iterdir())[:2]:
@@ -155,7 +171,7 @@ def labelled(plant: Plant, tmp_path: Path) -> Path:
     good.mkdir(parents=True)
     for image in sorted((plant.product / "train" / "good").iterdir())[:2]:
         shutil.copy(image, good)
-    shutil.copytree(plant.recipe, tmp_path / "recipe")
+    shutil.copytree(quick, tmp_path / "recipe")
     return data
 
 
@@ -209,10 +225,19 @@ def serving() -> Callable[..., Any]:
     return running
 
 
+def exported(recipe: Path, factory: pytest.TempPathFactory, name: str) -> Path:
+    path, answer = once(factory, name, lambda out: run("export", recipe, "--out", out))
+    assert answer.out.strip() == str(path / "recipe.json")
+    return path
+
+
 @pytest.fixture(scope="session")
-def export(plant: Any, tmp_path_factory: pytest.TempPathFactory, sam_inspect: Callable[..., Any]) -> Path:
-    out = tmp_path_factory.mktemp("service") / "export"
-    answer = sam_inspect("export", plant.recipe, "--out", out)
-    assert answer.status == 0, answer.err
-    assert answer.out.strip() == str(out / "recipe.json")
-    return Path(out)
+def export(quick: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the quick recipe."""
+    return exported(quick, tmp_path_factory, "export")
+
+
+@pytest.fixture(scope="session")
+def demo_export(plant: Plant, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the demo's recipe."""
+    return exported(plant.recipe, tmp_path_factory, "demo/export")

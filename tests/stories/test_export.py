@@ -36,11 +36,11 @@ def planes(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def test_the_graphs_answer_as_sam_inspect_does(
-    plant: Any, good: Path, export: Path, monkeypatch: pytest.MonkeyPatch
+    plant: Any, good: Path, demo_export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nearest, "_fast_dtype", lambda device: torch.float32)
     inspector = Inspector.from_recipe(plant.recipe, "cpu", runtime="torch")
-    recipe, graphs = sessions(export)
+    recipe, graphs = sessions(demo_export)
     assert recipe["threshold"] == pytest.approx(inspector.threshold)
     for path in sorted(good.iterdir()):
         image = read_image(path)
@@ -77,14 +77,14 @@ def test_the_graphs_answer_as_sam_inspect_does(
 def test_a_program_without_sam_inspect_finds_the_same_defects(
     plant: Any,
     good: Path,
-    export: Path,
+    demo_export: Path,
     tmp_path: Path,
     sam_inspect: Callable[..., Any],
     results: Callable[[Path], Any],
 ) -> None:
     assert len(EXAMPLE.read_text().splitlines()) <= 80
     parts = sorted(good.iterdir())
-    command = [sys.executable, str(EXAMPLE), str(export), *map(str, parts)]
+    command = [sys.executable, str(EXAMPLE), str(demo_export), *map(str, parts)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)
     rows = {Path(row["image"]).name: row for row in map(json.loads, done.stdout.splitlines())}
     assert sam_inspect("inspect", good, "--recipe", plant.recipe, "--out", tmp_path / "out").status == 0

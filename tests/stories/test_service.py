@@ -486,9 +486,9 @@ def test_nothing_that_a_client_can_send_is_a_500(service: Service, good: Path, t
 
 @pytest.mark.slow
 def test_the_decoder_is_tuned_on_what_was_reviewed(
-    plant: Any, serving: Serving, tmp_path: Path, sam_inspect: Callable[..., Any]
+    plant: Any, quick: Path, serving: Serving, tmp_path: Path, sam_inspect: Callable[..., Any]
 ) -> None:
-    recipe = Path(shutil.copytree(plant.recipe, tmp_path / "recipe"))
+    recipe = Path(shutil.copytree(quick, tmp_path / "recipe"))
     with serving("--recipe", recipe, "--data", tmp_path / "station") as service:
         for image in sorted(plant.product.glob("test/*/*.png")):
             answer = service.send(image, recipe="recipe")

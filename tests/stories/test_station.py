@@ -62,13 +62,13 @@ def test_a_station_is_small_and_knows_what_it_lacks(plant: Any, station: Path) -
 def test_a_station_gives_the_verdicts_and_masks_of_the_office(
     plant: Any,
     good: Path,
-    export: Path,
+    demo_export: Path,
     station: Path,
     tmp_path: Path,
     sam_inspect: Callable[..., Any],
     results: Callable[[Path], Any],
 ) -> None:
-    answer = at(station, "inspect", good, "--recipe", export, "--out", tmp_path / "station")
+    answer = at(station, "inspect", good, "--recipe", demo_export, "--out", tmp_path / "station")
     assert answer.returncode == 0, answer.stderr
     assert (tmp_path / "station" / "index.html").is_file()
     assert sam_inspect("inspect", good, "--recipe", plant.recipe, "--out", tmp_path / "office").status == 0
@@ -79,7 +79,7 @@ def test_a_station_gives_the_verdicts_and_masks_of_the_office(
         if row["defects"]:
             ours, theirs = masks(row), masks(there[name])
             assert (ours & theirs).sum() >= 0.97 * (ours | theirs).sum()
-    again = at(station, "inspect", good, "--recipe", export, "--out", tmp_path / "station")
+    again = at(station, "inspect", good, "--recipe", demo_export, "--out", tmp_path / "station")
     assert "4" in again.stdout
     assert "inspected" in again.stdout
 
@@ -97,20 +97,20 @@ def test_a_station_serves(export: Path, station: Path, serving: Callable[..., An
 def test_an_export_runs_in_both_runtimes_and_with_given_boxes(
     runtime: str,
     good: Path,
-    export: Path,
+    demo_export: Path,
     tmp_path: Path,
     sam_inspect: Callable[..., Any],
     results: Callable[[Path], Any],
 ) -> None:
     picture = next(path for path in sorted(good.iterdir()) if not path.name.startswith("good"))
     (tmp_path / "boxes.csv").write_text(f"image,x0,y0,x1,y1\n{picture.name},40,40,120,120\n")
-    options = ["--recipe", export, "--runtime", runtime, "--save", "results"]
+    options = ["--recipe", demo_export, "--runtime", runtime, "--save", "results"]
     assert sam_inspect("inspect", picture, *options, "--out", tmp_path / "a").status == 0
     boxed = sam_inspect("inspect", picture, *options, "--boxes", tmp_path / "boxes.csv", "--out", tmp_path / "b")
     assert boxed.status == 0, boxed.err
     assert results(tmp_path / "a")[picture.name]["verdict"] == "fail"
     (defect,) = results(tmp_path / "b")[picture.name]["defects"]
     assert defect["source"] == "sam"
-    torch = sam_inspect("inspect", picture, "--recipe", export, "--runtime", "torch", "--out", tmp_path / "c")
+    torch = sam_inspect("inspect", picture, "--recipe", demo_export, "--runtime", "torch", "--out", tmp_path / "c")
     assert torch.status == 2
     assert "--runtime torch: an export as onnx runs in openvino or onnx" in torch.error()

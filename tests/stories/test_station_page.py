@@ -17,8 +17,8 @@ from sam_inspect.datasets import test_samples as read_samples
 
 
 @pytest.fixture(scope="module")
-def service(export: Path, serving: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with serving("--recipe", export, "--data", tmp_path_factory.mktemp("station")) as found:
+def service(demo_export: Path, serving: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with serving("--recipe", demo_export, "--data", tmp_path_factory.mktemp("station")) as found:
         yield found
 
 
@@ -79,7 +79,13 @@ def correct_by_hand(page: Any, service: Any, size: tuple[int, int]) -> None:
 
 
 def test_pictures_are_uploaded_judged_corrected_and_become_labels_to_tune_on(
-    page: Any, service: Any, plant: Any, good: Path, tmp_path: Path, sam_inspect: Callable[..., Any]
+    page: Any,
+    service: Any,
+    plant: Any,
+    quick: Path,
+    good: Path,
+    tmp_path: Path,
+    sam_inspect: Callable[..., Any],
 ) -> None:
     first, second = parts(good, fine=False)
     upload(page, first)
@@ -98,7 +104,7 @@ def test_pictures_are_uploaded_judged_corrected_and_become_labels_to_tune_on(
     drawn = np.array(Image.open(samples["dent"].mask_path)) > 0
     assert (drawn & truth).sum() > 0.4 * (drawn | truth).sum()
 
-    recipe = Path(shutil.copytree(plant.recipe, tmp_path / "recipe"))
+    recipe = Path(shutil.copytree(quick, tmp_path / "recipe"))
     tuned = sam_inspect("finetune", tmp_path / "labels", "--recipe", recipe, "--folds", "2", "--epochs", "0.1")
     assert tuned.status == 0, tuned.err
     assert (recipe / "finetune" / "compare.html").is_file()

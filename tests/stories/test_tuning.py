@@ -17,7 +17,7 @@ QUICK = ("--shots", "4", "--epochs", "5", "--lr", "0.000003")
 
 
 def test_tuned_scored_used_and_compared(
-    plant: Any, labelled: Path, tmp_path: Path, sam_inspect: Callable[..., Any], results: Callable[[Path], Any]
+    quick: Path, labelled: Path, tmp_path: Path, sam_inspect: Callable[..., Any], results: Callable[[Path], Any]
 ) -> None:
     recipe = tmp_path / "recipe"
     answer = sam_inspect("finetune", labelled, "--recipe", recipe, "--preset", "study", *QUICK)
@@ -32,14 +32,14 @@ def test_tuned_scored_used_and_compared(
     (decoder,) = recipe.glob("decoder-*.safetensors")
 
     images = sorted((labelled / "test").glob("*/*"))[:3]
-    for name, used in (("tuned", recipe), ("untuned", plant.recipe)):
+    for name, used in (("tuned", recipe), ("untuned", quick)):
         assert sam_inspect("inspect", *images, "--recipe", used, "--out", tmp_path / name).status == 0
     one, other = results(tmp_path / "tuned"), results(tmp_path / "untuned")
     assert [row["score"] for row in one.values()] == [row["score"] for row in other.values()]
     assert [row["defects"] for row in one.values()] != [row["defects"] for row in other.values()]
 
     out = tmp_path / "side by side"
-    answer = sam_inspect("compare", plant.recipe, recipe, labelled, "--out", out)
+    answer = sam_inspect("compare", quick, recipe, labelled, "--out", out)
     assert answer.status == 0, answer.err
     assert len(list((out / "pictures").rglob("*.jpg"))) == len(list((labelled / "ground_truth").glob("*/*"))) + 1
 
