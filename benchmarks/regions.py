@@ -26,7 +26,7 @@ from sam_inspect.pipeline import Inspector
 from sam_inspect.plugins import load_plugin
 from sam_inspect.progress import Progress
 from sam_inspect.prompt import plan_views
-from sam_inspect.records import CropMask
+from sam_inspect.records import CropMask, Defect
 from sam_inspect.segment import Segmenter
 from sam_inspect.synth import DEFECTS, IMAGE_HW, draw_part
 from sam_inspect.training import train_recipe
@@ -41,7 +41,7 @@ CELLS = [
 View = Literal["zoom", "image"]
 Rgb = NDArray[np.uint8]
 GOALS: dict[View, float] = {"zoom": 4.0, "image": 1.5}
-GOAL = 2.0
+INSPECTION_GOAL = 2.0
 THRESHOLD = 0.9  # Low enough that every defect is a region; the image without them scores 0.4.
 
 
@@ -142,14 +142,13 @@ def outlined(view: View, config: RecipeConfig, segmenter: Segmenter, repeats: in
     inspector = Inspector(config.model_copy(update={"prompt": prompt}), segmenter, boxes={})
 
     def outlines(wanted: Sequence[CropMask]) -> float:
-        found = inspector.outline(image, [mask.box_xyxy for mask in wanted])
-        return float(best_ious(wanted, [defect.mask for defect in found]).mean())
+        return mean_iou(wanted, inspector.outline(image, [mask.box_xyxy for mask in wanted]))
 
     ways = {"one": lambda number: outlines([truth[number % REGIONS]]), "ten": lambda number: outlines(truth)}
     row = compared(f"{view} views", ways, repeats, progress)
     localization = GivenBoxes([GivenBox(mask.box_xyxy, None) for mask in truth]).localize(image)
     encodes = len(plan_views(localization.regions, localization.original_hw, prompt))
-    return row | {"encodes": encodes, "goal": GOALS[view], "versions": versions("torch", "segment-anything")}
+    return row | {"encodes": encodes, "goal": GOALS[view]}
 
 
 def inspected(config: RecipeConfig, runtime: str, repeats: int, progress: Progress) -> Row:
@@ -158,11 +157,10 @@ def inspected(config: RecipeConfig, runtime: str, repeats: int, progress: Progre
     ones, ten = [drawn_image([number]) for number in range(REGIONS)], drawn_image()
 
     def inspect(image: Rgb, truth: Sequence[CropMask]) -> float:
-        found = inspector.inspect(image).defects
-        return float(best_ious(truth, [defect.mask for defect in found]).mean())
+        return mean_iou(truth, inspector.inspect(image).defects)
 
     ways = {"one": lambda number: inspect(*ones[number % REGIONS]), "ten": lambda number: inspect(*ten)}
-    return compared("inspections", ways, repeats, progress) | {"goal": GOAL, "versions": versions("torch")}
+    return compared("inspections", ways, repeats, progress) | {"goal": INSPECTION_GOAL}
 
 
 def compared(what: str, ways: Mapping[str, Callable[[int], float]], repeats: int, progress: Progress) -> Row:
@@ -170,7 +168,13 @@ def compared(what: str, ways: Mapping[str, Callable[[int], float]], repeats: int
     timed = side_by_side(ways, repeats, progress, what)
     one, ten = timed["one"], timed["ten"]
     ratio = {"best": ten.best / one.best, "median": ten.median / one.median}
-    return {"what": what, "one": figures(one), "ten": figures(ten), "ratio": ratio}
+    made_with = versions("torch", "segment-anything")
+    return {"what": what, "one": figures(one), "ten": figures(ten), "ratio": ratio, "versions": made_with}
+
+
+def mean_iou(truth: Sequence[CropMask], found: Sequence[Defect]) -> float:
+    """Of each drawn defect and the mask that overlaps it most."""
+    return float(best_ious(truth, [defect.mask for defect in found]).mean())
 
 
 def figures(timed: Timed[float]) -> Row:
