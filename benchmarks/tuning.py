@@ -14,6 +14,7 @@ import yaml
 from measuring import JsonFile, Row, hardware, show, write_rows
 from numpy.typing import NDArray
 
+from sam_inspect.config import ChooseConfig
 from sam_inspect.console import session
 from sam_inspect.finetune import PRESETS, Bench, Plan, settings_of
 from sam_inspect.finetune.labels import Fold
@@ -61,7 +62,8 @@ def main(
             tuner = bench.tuner(settings, Path(folder), data)
             if not rows:
                 rows.append(limits(bench, parts) | {"way": "the truth itself on the decoder's grid"})
-                rows.append(scored(bench, tuner, [(fold, bench.sam) for fold in parts]) | {"way": "untuned"})
+                rows.append(scored(bench, tuner, [(fold, bench.sam) for fold in parts], tuner.untuned_choose))
+                rows[-1]["way"] = "untuned"
             rows += measured(bench, tuner, parts, variant, share or [0.5, 1.0], progress)
             write_rows(json_file, hardware(), rows, data=str(data), shots=shots, folds=folds, seed=seed)
         show(f"{data.name}: {shots or 'all'} labels, {folds} folds", hardware(), rows, columns)
@@ -96,17 +98,17 @@ def measured(
     for share in shares:
         decoders = [tuner.mixed(fit.snapshots[max(fit.snapshots)], share) if fit.snapshots else {} for fit in fits]
         sams = [(fold, tuner.sam_with(decoder)) for fold, decoder in zip(parts, decoders, strict=True)]
-        rows.append(scored(bench, tuner, sams) | {"way": way, "share": share, "seconds": seconds})
+        rows.append(scored(bench, tuner, sams, tuner.choose) | {"way": way, "share": share, "seconds": seconds})
     return rows
 
 
-def scored(bench: Bench, tuner: Tuner, sams: Sequence[tuple[Fold, Sam]]) -> Row:
+def scored(bench: Bench, tuner: Tuner, sams: Sequence[tuple[Fold, Sam]], choose: ChooseConfig) -> Row:
     """Mean IoU over all held-out images and by type."""
     by_kind: dict[str, list[Array]] = {"all": []}
     errors: list[float] = []
     for fold, sam in sams:
         for index in fold.test:
-            iou = tuner.ious(index, sam) * (1, bench.probes[index].detected)
+            iou = tuner.ious(index, sam, choose) * (1, bench.probes[index].detected)
             for kind in ("all", bench.labels[index].sample.defect_type):
                 by_kind.setdefault(kind, []).append(iou)
             errors += iou_errors(bench, index, sam)

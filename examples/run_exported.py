@@ -30,32 +30,34 @@ def mask(encoder, decoder, recipe, image, rise, blur, peak, where, box):
     size = w, h = np.minimum(side, (width, height)).astype(int)
     left, top = corner = np.clip(np.round(np.mean(box, 0) - size / 2), 0, (width - w, height - h)).astype(int)
     crop, (columns, rows) = np.s_[top : top + h, left : left + w], np.round(size * px / size.max()).astype(int)
-    shown = np.tile(np.array(recipe["encoder"]["pad_with"], np.float32), (px, px, 1))
-    shown[:rows, :columns] = cv2.resize(image[crop], (columns, rows))
-    features, low = encoder.run(None, {"input_0": cv2.dnn.blobFromImage(shown)})[0], choose["from_peak"]
+    shown = np.tile(np.array(recipe["encoder"]["pad_with"], np.float32), (1 + choose["mirrored"], px, px, 1))
+    shown[:, :rows, :columns] = [cv2.resize(image[crop][:, ::way], (columns, rows)) for way in (1, -1)][: len(shown)]
+    seen, low = [encoder.run(None, {"input_0": cv2.dnn.blobFromImage(each)})[0] for each in shown], choose["from_peak"]
     evidence, cells = np.clip((rise[crop] / peak - low) / (1 - low), 0, 1), (-(-columns // 4), -(-rows // 4))
     expected = cv2.resize(evidence, cells, interpolation=cv2.INTER_AREA)[..., None]
 
     def outline(*prompts):
-        asked = [(features, np.float32([(p - corner) * (columns / w, rows / h)]), np.float32([t])) for p, t in prompts]
-        answers = [decoder.run(None, {f"input_{n}": each for n, each in enumerate(inputs)}) for inputs in asked]
-        logits, iou = (np.concatenate(each, 1)[0] for each in zip(*answers, strict=True))
-        logits = logits[:, : cells[1], : cells[0]]
-        seen = cv2.GaussianBlur(np.float32(logits > 0).transpose(1, 2, 0), (0, 0), 0.7 * blur * columns / w / 4)
-        seen = np.clip((seen / seen.max((0, 1)).clip(1e-6) - low) / (1 - low), 0, 1)  # what the map would show of each
-        agree = np.minimum(seen, expected).sum((0, 1)) / np.maximum(seen, expected).sum((0, 1))
-        weights = np.exp((agree + choose["predicted_iou"] * iou) / 0.1)
-        vote = cv2.resize(np.tensordot(weights / weights.sum(), logits, 1), (w, h))
-        return 1 / (1 + np.exp(-vote)) + evidence > 2 * choose["least_share"]
+        sides = []
+        for way, start, features in zip((1, -1), (corner, np.add(corner, (w, 0))), seen, strict=False):  # also mirrored
+            xy = [(p - start) / size * (way * columns, rows) for p in prompts]
+            xy = [np.float32([[*p[:-2], *np.sort(p[-2:], 0)]]) for p in xy]
+            asked = [{"input_0": features, "input_1": p, "input_2": np.float32([[1, 2, 3][-p.shape[1] :]])} for p in xy]
+            logits, iou = (np.hstack(each)[0] for each in zip(*(decoder.run(None, a) for a in asked), strict=True))
+            sides.append((logits[:, : cells[1], : cells[0]][..., ::way], iou))
+        logits, iou = (np.mean(each, 0) for each in zip(*sides, strict=True))
+        would = cv2.GaussianBlur(np.float32(logits > 0).transpose(1, 2, 0), (0, 0), 0.7 * blur * columns / w / 4)
+        would = np.clip((would / would.max((0, 1)).clip(1e-6) - low) / (1 - low), 0, 1)  # what the map shows of each
+        agree = np.minimum(would, expected).sum((0, 1)) / np.maximum(would, expected).sum((0, 1))
+        vote = np.average(logits, 0, np.exp((agree + choose["predicted_iou"] * iou) / 0.1))
+        return 1 / (1 + np.exp(-cv2.resize(vote, (w, h)))) + evidence > 2 * choose["least_share"]
 
-    first = outline((np.array(box), [2, 3]), (np.array([where, *box]), [1, 2, 3]))
-    x, y, dx, dy = cv2.boundingRect(first.astype(np.uint8))
+    x, y, dx, dy = cv2.boundingRect(np.uint8(outline(np.array(box), np.array([where, *box]))))
     grown = np.clip([(x - 0.025 * dx, y - 0.025 * dy), (x + 1.025 * dx, y + 1.025 * dy)], 0, size)
-    return np.pad(outline((grown + corner, [2, 3])), ((top, height - top - h), (left, width - left - w)))
+    return np.pad(outline(grown + corner), ((top, height - top - h), (left, width - left - w)))
 
 
 def main(folder, images):
-    """Prints a line of JSON for each image, and writes the mask of each that fails."""
+    """Prints a line of JSON for each image, and writes its mask, which is black where it passes."""
     recipe = json.loads((folder / "recipe.json").read_text())
     graphs = [onnxruntime.InferenceSession(str(folder / recipe[n]["file"])) for n in ("heatmap", "encoder", "decoder")]
     for path in images:
@@ -69,8 +71,7 @@ def main(folder, images):
         rise = cv2.resize(found, image.shape[1::-1])
         blur = recipe["prompt"]["blur_cells"] * max(np.divide(rise.shape, found.shape))
         masks = [mask(*graphs[1:], recipe, image, rise, blur, *each) for each in regions(rise, recipe, blur)]
-        if masks:
-            cv2.imwrite(f"{Path(path).stem}_mask.png", 255 * np.any(masks, 0).astype(np.uint8))
+        cv2.imwrite(f"{Path(path).stem}_mask.png", 255 * np.uint8(np.any([np.zeros(rise.shape), *masks], 0)))
         areas, verdict = [int(each.sum()) for each in masks], "fail" if masks else "pass"
         print(json.dumps({"image": path, "verdict": verdict, "score": float(found.max()), "areas_px": areas}))
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sam_inspect.choose import outline
 from sam_inspect.config import ChooseConfig
+from sam_inspect.mirror import mean_of_both, mirrored_prompt, mirrored_view
 from sam_inspect.records import Box, Candidates, Localization, Prompt, Region, View
 from sam_inspect.segment import Encoded, Interactive, Segmenter
 
@@ -33,7 +34,7 @@ def ask(
     A segmenter whose views cannot be asked again, as a plugin's may be, is asked once.
 
     Args:
-        segmenter: encodes each view once.
+        segmenter: encodes each view once; its mirror image too, where the config says so.
         image: (H, W, 3) uint8 RGB.
         views: each with a box prompt for every region that it shows, as `prompt.plan_views` gives them.
         localization: the regions, and the map that they were found in (None where boxes were given).
@@ -41,21 +42,38 @@ def ask(
     """
     if not isinstance(segmenter, Interactive):
         return segmenter.segment(image, views) if views else []
-    seen = segmenter.encode(image, views)
-    return [answer for each in seen for answer in ask_view(segmenter, each, localization, config)]
+    encoded = [segmenter.encode(image, views)]
+    if config.mirrored:
+        encoded.append(segmenter.encode(image[:, ::-1], [mirrored_view(view, image.shape[1]) for view in views]))
+    seen = zip(*encoded, strict=True)
+    return [answer for sides in seen for answer in ask_view(segmenter, sides, localization, config)]
 
 
 def ask_view(
-    segmenter: Interactive, seen: Encoded, localization: Localization, config: ChooseConfig
+    segmenter: Interactive, sides: Sequence[Encoded], localization: Localization, config: ChooseConfig
 ) -> list[Candidates]:
-    """The same for one view that is encoded already; a given box is asked about once."""
-    boxes = seen.view.prompts
+    """The same for one view that is encoded already, alone or with its mirror image.
+
+    A given box is asked about once.
+    """
+    boxes = sides[0].view.prompts
     if localization.anomaly_map is None:
-        return segmenter.decode(seen, boxes)
+        return _answers(segmenter, sides, boxes, localization)
     pointed = [_with_peak(prompt, localization.regions) for prompt in boxes]
-    answers = segmenter.decode(seen, [*boxes, *pointed])
+    answers = _answers(segmenter, sides, [*boxes, *pointed], localization)
     first = [_together(*both) for both in zip(answers[: len(boxes)], answers[len(boxes) :], strict=True)]
-    return segmenter.decode(seen, [_again(answer, localization, config) for answer in first])
+    return _answers(segmenter, sides, [_again(answer, localization, config) for answer in first], localization)
+
+
+def _answers(
+    segmenter: Interactive, sides: Sequence[Encoded], prompts: Sequence[Prompt], localization: Localization
+) -> list[Candidates]:
+    """To each prompt, from the view and from its mirror image where there is one."""
+    answers, width = segmenter.decode(sides[0], prompts), localization.original_hw[1]
+    for mirror in sides[1:]:
+        mirrored = segmenter.decode(mirror, [mirrored_prompt(prompt, width) for prompt in prompts])
+        answers = [mean_of_both(*both) for both in zip(answers, mirrored, strict=True)]
+    return answers
 
 
 def _with_peak(prompt: Prompt, regions: Sequence[Region]) -> Prompt:

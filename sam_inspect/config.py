@@ -66,6 +66,8 @@ class ChooseConfig(Section):
     """Where no mask agrees with the map as much as this, the map's own outline stays."""
     duplicate_iou: float = Field(0.7, gt=0, le=1)
     """Of two defects that overlap more, the better one stays."""
+    mirrored: bool = False
+    """SAM sees each view mirrored as well, and its masks are the mean of both: better ones, for twice the encoding."""
 
 
 class JudgeConfig(Section):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sam_inspect.ask import ask
 from sam_inspect.choose import choose
 from sam_inspect.config import ChooseConfig
-from sam_inspect.masks import filled_box
+from sam_inspect.masks import filled_box, from_full
 from sam_inspect.records import Box, Candidates, Localization, Prompt, Region, View
 
 HW = (128, 128)
@@ -60,6 +60,32 @@ class Often(Once):
         return [self._answer(embedding.view, prompt) for prompt in prompts]
 
 
+class Leaning(Often):
+    """Sees what is bright in a view, and a little to the right of it."""
+
+    def encode(self, image: NDArray[np.uint8], views: Sequence[View]) -> Iterator[Seen]:
+        self.image = image
+        for view in views:
+            x0, y0, x1, y1 = view.crop_xyxy
+            bright = image[y0:y1, x0:x1, 0] > 0
+            self.encoded.append(view)
+            yield Seeing(view, bright | np.roll(bright, 4, 1))
+
+    def decode(self, embedding: Seen, prompts: Sequence[Prompt]) -> list[Candidates]:
+        assert isinstance(embedding, Seeing)
+        logits = np.where(embedding.seen, 8, -8)[None].astype(np.float32)
+        self.asked += prompts
+        return [Candidates(embedding.view, prompt, logits, np.ones(1, np.float32)) for prompt in prompts]
+
+
+class Seeing(Seen):
+    """An encoded view, and what is seen in it."""
+
+    def __init__(self, view: View, seen: NDArray[np.bool_]) -> None:
+        super().__init__(view)
+        self.seen = seen
+
+
 def shown() -> Localization:
     """A map that shows the hole wider than it is."""
     found = np.zeros(HW, np.float32)
@@ -79,6 +105,27 @@ def test_the_second_question_has_the_box_of_what_the_first_ones_outlined() -> No
     assert sam.encoded == [VIEW]
     assert [answer.prompt for answer in answers] == [again]
     assert choose(answers, shown(), ChooseConfig())[0].mask.box_xyxy == HOLE
+
+
+def test_an_outline_that_leans_to_one_side_is_put_straight_by_the_mirror_image() -> None:
+    image = IMAGE.copy()
+    image[HOLE[1] : HOLE[3], HOLE[0] : HOLE[2]] = 255
+    leaning, straight = Leaning(), Leaning()
+    (leans,) = ask(leaning, image, [VIEW], shown(), ChooseConfig())
+    (stands,) = ask(straight, image, [VIEW], shown(), ChooseConfig(mirrored=True))
+    for answer, right in ((leans, HOLE[2] + 4), (stands, HOLE[2])):
+        mask = from_full(answer.low_res_logits[0] > 0)
+        assert mask is not None
+        assert mask.box_xyxy == (HOLE[0], HOLE[1], right, HOLE[3])
+    assert [view.crop_xyxy for view in straight.encoded] == [VIEW.crop_xyxy] * 2
+    assert len(straight.asked) == 2 * len(leaning.asked)
+
+
+def test_a_given_box_is_asked_about_in_the_mirror_image_too() -> None:
+    sam = Often()
+    given = Localization(HW, 1.0, (Region(GUESS, (53.0, 58.0), 1.0),))
+    ask(sam, IMAGE, [VIEW], given, ChooseConfig(mirrored=True))
+    assert [prompt.box_xyxy for prompt in sam.asked] == [(30, 40, 76, 76), (52, 40, 98, 76)]
 
 
 def test_a_given_box_is_no_guess() -> None:

@@ -476,11 +476,8 @@ def tuner(sam: MobileSam, tmp_path: Path) -> Tuner:
         part = label(str(tmp_path / f"{number}.png"), boxes=[(x, y, x + 30, y + 20)])
         given = GivenBoxes([GivenBox(part.defects[0].box_xyxy, None)]).localize(pixels)
         config = PromptConfig(input_px=256, least_input_px=256, least_view_px=64)
-        shown = tuple(
-            (view, encoder.embed(pixels[slice(*view.crop_xyxy[1::2]), slice(*view.crop_xyxy[::2])], view.input_px))
-            for view in plan_views(given.regions, (120, 160), config)
-        )
-        question = Question(tmp_path / f"{number}.png", given, shown)
+        views = plan_views(given.regions, (120, 160), config)
+        question = Question.of(tmp_path / f"{number}.png", pixels, given, views, encoder)
         probes.append(Probe(part, question, question, detected=True))
     return Tuner(sam, probes, ViewMaker(encoder, SIZES), [], ChooseConfig(), QUICK, tmp_path / "fits")
 
@@ -497,6 +494,7 @@ def test_a_tuned_decoder_is_validated_on_parts_that_it_did_not_see(
     assert {point.share for point in tuned.points[1:]} == {0.3, 0.5, 0.7, 1.0}
     assert tuned.chosen is not None
     assert tuned.chosen.iou >= tuned.points[0].iou
+    assert tuned.choose.mirrored == bool(tuned.decoder)
 
 
 def test_what_is_finished_is_not_done_again(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -518,6 +516,15 @@ def test_where_tuning_spoils_the_masks_the_untuned_decoder_stays(tuner: Tuner, m
     tuned = tuner.tune((0, 1, 2, 3), "all", silent)
     assert not tuned.decoder
     assert "the untuned decoder stays" in tuned.word
+    assert tuned.choose == ChooseConfig()
+
+
+def test_a_tuned_network_is_asked_about_mirror_images_where_its_preset_says_so(tuner: Tuner, tmp_path: Path) -> None:
+    assert [name for name, settings in PRESETS.items() if settings.mirrored] == ["default"]
+    assert (tuner.choose.mirrored, tuner.untuned_choose.mirrored) == (True, False)
+    alone = QUICK.model_copy(update={"mirrored": False})
+    study = Tuner(tuner.sam, tuner.probes, tuner.maker, [], ChooseConfig(), alone, tmp_path / "study")
+    assert study.choose == study.untuned_choose == ChooseConfig()
 
 
 def test_a_fit_that_broke_down_at_once_ships_nothing(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -531,7 +538,7 @@ def test_a_fit_that_broke_down_at_once_ships_nothing(tuner: Tuner, monkeypatch: 
 def test_the_localizers_errors_are_shares_of_the_true_box(tuner: Tuner) -> None:
     (x0, y0, x1, y1) = tuner.labels[0].defects[0].box_xyxy
     off = GivenBoxes([GivenBox((x0 - 3, y0, x1 + 6, y1 - 2), None), GivenBox((x0, y0, x0 + 2, y0 + 2), None)])
-    found = Question(Path("a.png"), off.localize(np.zeros((120, 160, 3), np.uint8)), ())
+    found = Question(Path("a.png"), off.localize(np.zeros((120, 160, 3), np.uint8)), (), ())
     errors = box_errors([replace(tuner.probes[0], found=found)])
     np.testing.assert_allclose(errors, [[-0.1, 0, 0.2, -0.1]], atol=1e-6)
 

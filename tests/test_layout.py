@@ -11,7 +11,7 @@ PLAN = [
     "errors records config",
     "images tiles masks recipe exports weights plugins files progress",
     "networks",
-    "localize prompt segment choose judge",
+    "localize prompt segment mirror choose judge",
     "ask assemble",
     "pipeline",
     "datasets synth synth_bottle training finetune evaluate metrics report batch bench export quantise",

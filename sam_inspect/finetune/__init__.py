@@ -205,7 +205,7 @@ class Bench:
         for number, fold in enumerate(folds):
             name = f"{shots} labels, fold {number + 1}"
             run = tuner.tune(self.drawn(fold, shots, tuner.settings.seed).train, name, progress) if shots else None
-            sam, choose = (tuner.sam_with(run.decoder), run.choose) if run else (self.sam, tuner.choose)
+            sam, choose = (tuner.sam_with(run.decoder), run.choose) if run else (self.sam, tuner.untuned_choose)
             ious += [tuner.ious(index, sam, choose) * (1, self.probes[index].detected) for index in fold.test]
         boxes, refined = (float(sum(values) / len(ious)) for values in zip(*ious, strict=True)) if ious else (0.0, 0.0)
         return {"shots": shots, "images": len(ious), "gt_boxes": boxes, "refined": refined}

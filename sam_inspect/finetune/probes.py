@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from sam_inspect.finetune.labels import Label
 from sam_inspect.images import Rgb, read_image
 from sam_inspect.localize.boxes import GivenBox, GivenBoxes
 from sam_inspect.masks import box_iou, union
+from sam_inspect.mirror import mirrored_view
 from sam_inspect.pipeline import Inspector
 from sam_inspect.prompt import find_regions, plan_views
 from sam_inspect.records import Box, Candidates, CropMask, Localization, View
@@ -34,22 +36,35 @@ Errors = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """Regions of an image, and the encoded views in which they are asked about."""
+    """Regions of an image, and the encoded views in which they are asked about, with the mirror image of each."""
 
     image: Path
     localization: Localization
     views: tuple[tuple[View, Kept], ...]
+    mirrored: tuple[tuple[View, Kept], ...]
+
+    @classmethod
+    def of(
+        cls, file: Path, image: Rgb, localization: Localization, views: Sequence[View], encoder: CachedEncoder
+    ) -> Self:
+        """What is asked about an image in these views. Raises OutputError where an embedding cannot be kept."""
+        mirrored = [mirrored_view(view, image.shape[1]) for view in views]
+        return cls(file, localization, _kept(image, views, encoder), _kept(image[:, ::-1], mirrored, encoder))
 
     def candidates(self, sam: Sam, config: ChooseConfig) -> list[Candidates]:
         """A network's answers; what is kept serves where its encoder is the untuned one."""
-        encoded = self._encoded(sam)
-        return [answer for seen in encoded for answer in ask_view(sam, seen, self.localization, config)]
+        encoded = [self._encoded(sam, mirror) for mirror in ((False, True) if config.mirrored else (False,))]
+        seen = zip(*encoded, strict=True)
+        return [answer for sides in seen for answer in ask_view(sam, sides, self.localization, config)]
 
-    def _encoded(self, sam: Sam) -> Iterator[Embedding]:
+    def _encoded(self, sam: Sam, mirror: bool) -> Iterator[Embedding]:
+        """Every view, or the mirror image of every view."""
+        views = self.mirrored if mirror else self.views
         if sam.encoder_tuned:
-            yield from sam.encode(read_image(self.image), [view for view, _ in self.views])
+            image = read_image(self.image)
+            yield from sam.encode(image[:, ::-1] if mirror else image, [view for view, _ in views])
             return
-        for view, kept in self.views:
+        for view, kept in views:
             yield Embedding(view, torch.from_numpy(kept.load().astype(np.float32))[None].to(sam.device))
 
     def chosen(self, candidates: Sequence[Candidates], config: ChooseConfig) -> list[CropMask]:
@@ -116,12 +131,12 @@ def _question(
     views = plan_views(localization.regions, localization.original_hw, inspector.config.prompt)
     fixed = encoder.sam.fixed_input_px
     shown = [view if fixed is None else replace(view, input_px=fixed) for view in views]
-    return Question(label.sample.image, localization, tuple((view, _kept(image, view, encoder)) for view in shown))
+    return Question.of(label.sample.image, image, localization, shown, encoder)
 
 
-def _kept(image: Rgb, view: View, encoder: CachedEncoder) -> Kept:
-    x0, y0, x1, y1 = view.crop_xyxy
-    return encoder.embed(image[y0:y1, x0:x1], view.input_px)
+def _kept(image: Rgb, views: Sequence[View], encoder: CachedEncoder) -> tuple[tuple[View, Kept], ...]:
+    crops = [(view, view.crop_xyxy) for view in views]
+    return tuple((view, encoder.embed(image[y0:y1, x0:x1], view.input_px)) for view, (x0, y0, x1, y1) in crops)
 
 
 def box_errors(probes: Sequence[Probe]) -> Errors:

@@ -48,6 +48,8 @@ class Settings(Section):
     """Weight of what the untuned network had right and the tuned one changes."""
     leash: float = Field(0.05, ge=0, le=10)
     """How far each of the decoder's tensors may go, as a share of its norm; 0 for as far as it likes."""
+    mirrored: bool = True
+    """Whether the tuned network is asked about each view's mirror image as well: see `ChooseConfig.mirrored`."""
     guard: bool = True
     """Held-out labels decide how far to go, and whether the untuned decoder stays."""
     seed: int = 0
@@ -71,6 +73,7 @@ PRESETS: dict[str, Settings] = {
         empty=0,
         keep=0,
         leash=0,
+        mirrored=False,
         guard=False,
     ),
     "sam": Settings(
@@ -83,6 +86,7 @@ PRESETS: dict[str, Settings] = {
         empty=0,
         keep=0,
         leash=0,
+        mirrored=False,
         guard=False,
     ),
 }

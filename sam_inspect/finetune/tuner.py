@@ -102,6 +102,7 @@ class Tuner:
         sam: untuned.
         labels, probes: all labels, and the same localized and encoded.
         folder: where finished and unfinished fits lie.
+        untuned_choose, choose: how the recipe chooses among the untuned network's masks, and among those of tuned ones.
     """
 
     def __init__(
@@ -115,7 +116,8 @@ class Tuner:
         folder: Path,
     ) -> None:
         self.sam, self.probes, self.maker, self.good = sam, probes, maker, good
-        self.choose, self.settings, self.folder = choose, settings, make_folder(folder)
+        self.untuned_choose, self.settings, self.folder = choose, settings, make_folder(folder)
+        self.choose = choose.model_copy(update={"mirrored": choose.mirrored or settings.mirrored})
         self.labels = [probe.label for probe in probes]
         self._truths: dict[int, NDArray[np.bool_]] = {}
 
@@ -153,7 +155,7 @@ class Tuner:
         best = best_point(points)
         if best.share == 0:
             word = "nothing helped on held-out labels: the untuned decoder stays"
-            return Tuned({}, best, points, losses, word, self.choose)
+            return Tuned({}, best, points, losses, word, self.untuned_choose)
         trained = self.fit(train, name, settings, best.steps, progress)
         word = (
             f"{best.share:.0%} tuned after {best.steps} steps: held-out labels "
@@ -168,7 +170,7 @@ class Tuner:
         done = [mark for mark in trained.snapshots if mark <= steps]
         if not done:
             word = f"the loss of step {trained.stopped} was no number: the untuned decoder stays"
-            return Tuned({}, chosen, points, trained.losses, word, self.choose, trained.stopped)
+            return Tuned({}, chosen, points, trained.losses, word, self.untuned_choose, trained.stopped)
         decoder = self.mixed(trained.snapshots[max(done)], share)
         return Tuned(decoder, chosen, points, trained.losses, word, self.choose, trained.stopped)
 

@@ -83,18 +83,40 @@ def test_a_program_without_sam_inspect_finds_the_same_defects(
     results: Callable[[Path], Any],
 ) -> None:
     assert len(EXAMPLE.read_text().splitlines()) <= 80
-    parts = sorted(good.iterdir())
-    command = [sys.executable, str(EXAMPLE), str(demo_export), *map(str, parts)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)
-    rows = {Path(row["image"]).name: row for row in map(json.loads, done.stdout.splitlines())}
     assert sam_inspect("inspect", good, "--recipe", plant.recipe, "--out", tmp_path / "out").status == 0
-    for name, own in results(tmp_path / "out").items():
-        assert rows[name]["verdict"] == own["verdict"]
-        assert rows[name]["score"] == pytest.approx(own["score"], rel=0.05)
-        if own["defects"]:
-            drawn = np.array(Image.open(tmp_path / f"{Path(name).stem}_mask.png")) > 0
-            found = np.any([rle.decode(defect["mask"]) for defect in own["defects"]], 0)
-            assert (drawn & found).sum() > 0.95 * (drawn | found).sum()
+    agree(demo_export, sorted(good.iterdir()), results(tmp_path / "out"), tmp_path)
+
+
+def test_it_sees_mirror_images_too_where_a_tuned_recipe_says_so(
+    good: Path, demo_export: Path, tmp_path: Path, sam_inspect: Callable[..., Any], results: Callable[[Path], Any]
+) -> None:
+    export = tmp_path / "export"
+    export.mkdir()
+    for file in demo_export.iterdir():
+        (export / file.name).symlink_to(file)
+    recipe = json.loads((export / "recipe.json").read_text())
+    recipe["choose"]["mirrored"] = True
+    (export / "recipe.json").unlink()
+    (export / "recipe.json").write_text(json.dumps(recipe))
+    assert sam_inspect("inspect", good, "--recipe", export, "--out", tmp_path / "out").status == 0
+    own = results(tmp_path / "out")
+    failed = [good / name for name, row in own.items() if row["defects"]]
+    assert failed
+    agree(export, failed, own, tmp_path)
+
+
+def agree(export: Path, parts: list[Path], own: Any, folder: Path) -> None:
+    """Runs the example and holds its verdicts, scores and masks against those of `inspect`."""
+    command = [sys.executable, str(EXAMPLE), str(export), *map(str, parts)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=True)
+    rows = {Path(row["image"]).name: row for row in map(json.loads, done.stdout.splitlines())}
+    assert len(rows) == len(parts)
+    for name, row in rows.items():
+        assert row["verdict"] == own[name]["verdict"]
+        assert row["score"] == pytest.approx(own[name]["score"], rel=0.05)
+        drawn = np.array(Image.open(folder / f"{Path(name).stem}_mask.png")) > 0
+        found = np.any([np.zeros_like(drawn), *(rle.decode(defect["mask"]) for defect in own[name]["defects"])], 0)
+        assert (drawn & found).sum() >= 0.95 * (drawn | found).sum()
 
 
 def test_what_cannot_be_exported_is_named(plant: Any, tmp_path: Path, sam_inspect: Callable[..., Any]) -> None:
