@@ -44,7 +44,7 @@ def ask(
         return segmenter.segment(image, views) if views else []
     encoded = [segmenter.encode(image, views)]
     if config.mirrored:
-        encoded.append(segmenter.encode(image[:, ::-1], [mirrored_view(view, image.shape[1]) for view in views]))
+        encoded.append(segmenter.encode(image[::-1], [mirrored_view(view, len(image)) for view in views]))
     seen = zip(*encoded, strict=True)
     return [answer for sides in seen for answer in ask_view(segmenter, sides, localization, config)]
 
@@ -69,9 +69,9 @@ def _answers(
     segmenter: Interactive, sides: Sequence[Encoded], prompts: Sequence[Prompt], localization: Localization
 ) -> list[Candidates]:
     """To each prompt, from the view and from its mirror image where there is one."""
-    answers, width = segmenter.decode(sides[0], prompts), localization.original_hw[1]
+    answers, height = segmenter.decode(sides[0], prompts), localization.original_hw[0]
     for mirror in sides[1:]:
-        mirrored = segmenter.decode(mirror, [mirrored_prompt(prompt, width) for prompt in prompts])
+        mirrored = segmenter.decode(mirror, [mirrored_prompt(prompt, height) for prompt in prompts])
         answers = [mean_of_both(*both) for both in zip(answers, mirrored, strict=True)]
     return answers
 

@@ -61,7 +61,7 @@ class Often(Once):
 
 
 class Leaning(Often):
-    """Sees what is bright in a view, and a little to the right of it."""
+    """Sees what is bright in a view, and a little below it."""
 
     def encode(self, image: NDArray[np.uint8], views: Sequence[View]) -> Iterator[Seen]:
         self.image = image
@@ -69,7 +69,7 @@ class Leaning(Often):
             x0, y0, x1, y1 = view.crop_xyxy
             bright = image[y0:y1, x0:x1, 0] > 0
             self.encoded.append(view)
-            yield Seeing(view, bright | np.roll(bright, 4, 1))
+            yield Seeing(view, bright | np.roll(bright, 4, 0))
 
     def decode(self, embedding: Seen, prompts: Sequence[Prompt]) -> list[Candidates]:
         assert isinstance(embedding, Seeing)
@@ -113,10 +113,10 @@ def test_an_outline_that_leans_to_one_side_is_put_straight_by_the_mirror_image()
     leaning, straight = Leaning(), Leaning()
     (leans,) = ask(leaning, image, [VIEW], shown(), ChooseConfig())
     (stands,) = ask(straight, image, [VIEW], shown(), ChooseConfig(mirrored=True))
-    for answer, right in ((leans, HOLE[2] + 4), (stands, HOLE[2])):
+    for answer, bottom in ((leans, HOLE[3] + 4), (stands, HOLE[3])):
         mask = from_full(answer.low_res_logits[0] > 0)
         assert mask is not None
-        assert mask.box_xyxy == (HOLE[0], HOLE[1], right, HOLE[3])
+        assert mask.box_xyxy == (*HOLE[:3], bottom)
     assert [view.crop_xyxy for view in straight.encoded] == [VIEW.crop_xyxy] * 2
     assert len(straight.asked) == 2 * len(leaning.asked)
 
@@ -125,7 +125,7 @@ def test_a_given_box_is_asked_about_in_the_mirror_image_too() -> None:
     sam = Often()
     given = Localization(HW, 1.0, (Region(GUESS, (53.0, 58.0), 1.0),))
     ask(sam, IMAGE, [VIEW], given, ChooseConfig(mirrored=True))
-    assert [prompt.box_xyxy for prompt in sam.asked] == [(30, 40, 76, 76), (52, 40, 98, 76)]
+    assert [prompt.box_xyxy for prompt in sam.asked] == [(30, 40, 76, 76), (30, 52, 76, 88)]
 
 
 def test_a_given_box_is_no_guess() -> None:

@@ -17,15 +17,15 @@ shares = st.floats(0, 1)
 
 @st.composite
 def questions(draw: st.DrawFn) -> tuple[int, View, Prompt]:
-    """The width of an image, a view of it, and a box in it with a point in the box."""
-    width, crop_w, crop_h = draw(sides), draw(sides), draw(sides)
-    crop_w = min(crop_w, width)
-    left = draw(st.integers(0, width - crop_w))
-    x0, y0 = left + 0.8 * crop_w * draw(shares), 0.8 * crop_h * draw(shares)
-    x1, y1 = x0 + (left + crop_w - x0) * (0.1 + 0.9 * draw(shares)), y0 + (crop_h - y0) * (0.1 + 0.9 * draw(shares))
+    """The height of an image, a view of it, and a box in it with a point in the box."""
+    height, crop_w, crop_h = draw(sides), draw(sides), draw(sides)
+    crop_h = min(crop_h, height)
+    top = draw(st.integers(0, height - crop_h))
+    x0, y0 = 0.8 * crop_w * draw(shares), top + 0.8 * crop_h * draw(shares)
+    x1, y1 = x0 + (crop_w - x0) * (0.1 + 0.9 * draw(shares)), y0 + (top + crop_h - y0) * (0.1 + 0.9 * draw(shares))
     middle = np.array([[(x0 + x1) / 2, (y0 + y1) / 2]], np.float32)
-    view = View((left, 0, left + crop_w, crop_h), 256, ())
-    return width, view, Prompt(box_xyxy=(x0, y0, x1, y1), points_xy=middle, point_labels=np.ones(1, np.int64))
+    view = View((0, top, crop_w, top + crop_h), 256, ())
+    return height, view, Prompt(box_xyxy=(x0, y0, x1, y1), points_xy=middle, point_labels=np.ones(1, np.int64))
 
 
 def drawn(view: View, prompt: Prompt) -> Candidates:
@@ -45,19 +45,19 @@ def edges(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 @given(questions())
 def test_twice_mirrored_is_as_before(question: tuple[int, View, Prompt]) -> None:
-    width, view, prompt = question
-    assert mirrored_view(mirrored_view(view, width), width).crop_xyxy == view.crop_xyxy
-    again = mirrored_prompt(mirrored_prompt(prompt, width), width)
+    height, view, prompt = question
+    assert mirrored_view(mirrored_view(view, height), height).crop_xyxy == view.crop_xyxy
+    again = mirrored_prompt(mirrored_prompt(prompt, height), height)
     np.testing.assert_allclose(np.array(again.box_xyxy), np.array(prompt.box_xyxy), atol=1e-3)
     np.testing.assert_allclose(again.points_xy, prompt.points_xy, atol=1e-3)
 
 
 @given(questions())
 def test_both_draw_a_box_at_one_place(question: tuple[int, View, Prompt]) -> None:
-    width, view, prompt = question
+    height, view, prompt = question
     direct = drawn(view, prompt)
-    both = mean_of_both(direct, drawn(mirrored_view(view, width), mirrored_prompt(prompt, width)))
+    both = mean_of_both(direct, drawn(mirrored_view(view, height), mirrored_prompt(prompt, height)))
     differs = both.low_res_logits[0] != direct.low_res_logits[0]
     assert not (differs & ~edges(both.low_res_logits[0] > -8)).any()
     assert (both.view, both.prompt) == (view, prompt)
-    assert mirrored_prompt(prompt, width).points_xy[0, 0] == np.float32(width) - prompt.points_xy[0, 0]
+    assert mirrored_prompt(prompt, height).points_xy[0, 1] == np.float32(height) - prompt.points_xy[0, 1]

@@ -48,8 +48,8 @@ class Question:
         cls, file: Path, image: Rgb, localization: Localization, views: Sequence[View], encoder: CachedEncoder
     ) -> Self:
         """What is asked about an image in these views. Raises OutputError where an embedding cannot be kept."""
-        mirrored = [mirrored_view(view, image.shape[1]) for view in views]
-        return cls(file, localization, _kept(image, views, encoder), _kept(image[:, ::-1], mirrored, encoder))
+        mirrored = [mirrored_view(view, len(image)) for view in views]
+        return cls(file, localization, _kept(image, views, encoder), _kept(image[::-1], mirrored, encoder))
 
     def candidates(self, sam: Sam, config: ChooseConfig) -> list[Candidates]:
         """A network's answers; what is kept serves where its encoder is the untuned one."""
@@ -62,7 +62,7 @@ class Question:
         views = self.mirrored if mirror else self.views
         if sam.encoder_tuned:
             image = read_image(self.image)
-            yield from sam.encode(image[:, ::-1] if mirror else image, [view for view, _ in views])
+            yield from sam.encode(image[::-1] if mirror else image, [view for view, _ in views])
             return
         for view, kept in views:
             yield Embedding(view, torch.from_numpy(kept.load().astype(np.float32))[None].to(sam.device))
