@@ -80,8 +80,8 @@ def tenths(process: subprocess.Popen[bytes], results: Path, count: int) -> Itera
 
 
 def resident_mb(process: psutil.Process) -> float:
-    """Of it and the processes that it started."""
-    return float(sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))) / 2**20
+    """Of it and the processes that it started, millions of bytes."""
+    return float(sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))) / 1e6
 
 
 if __name__ == "__main__":
