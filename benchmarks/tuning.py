@@ -12,23 +12,26 @@ import numpy as np
 import typer
 import yaml
 from measuring import JsonFile, Row, hardware, show, write_rows
-from numpy.typing import NDArray
 
 from sam_inspect.config import ChooseConfig
 from sam_inspect.console import session
+from sam_inspect.evaluate.columns import classical_masks
+from sam_inspect.evaluate.figures import mask_means
 from sam_inspect.finetune import PRESETS, Bench, Plan, settings_of
 from sam_inspect.finetune.labels import Fold
 from sam_inspect.finetune.tuner import Tuner
 from sam_inspect.finetune.views import low_res
+from sam_inspect.images import read_image
 from sam_inspect.masks import union, window
-from sam_inspect.metrics import mask_iou
+from sam_inspect.metrics import MaskScore, score_masks
 from sam_inspect.pipeline import Inspector
 from sam_inspect.progress import Progress
-from sam_inspect.records import Candidates, Prompt, View
+from sam_inspect.records import Candidates, CropMask, Prompt, View
 from sam_inspect.segment.sam import Sam
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-Array = NDArray[np.float64]
+Masks = Mapping[str, Sequence[CropMask]]
+MEASURES = ("mean_iou", "mean_dice", "boundary_iou", "iou_over_75", "iou_over_90", "region_f1")
 
 
 @app.command()
@@ -38,42 +41,54 @@ def main(
         list[str], typer.Argument(metavar="VARIANT...", help="PRESET[,KEY=VALUE...], the keys of finetune's settings.")
     ],
     recipe: Annotated[Path, typer.Option(metavar="DIR", help="Whose localizer, views and choice.")],
-    shots: Annotated[int, typer.Option(metavar="K", min=0, help="Labelled images of each fold; 0 for all.")] = 10,
+    shots: Annotated[
+        list[int] | None, typer.Option(metavar="K", min=0, help="Labelled images of each fold, 0 for all; repeatable.")
+    ] = None,
     folds: Annotated[int, typer.Option(metavar="N", min=1)] = 2,
     share: Annotated[list[float] | None, typer.Option(help="Of the tuned decoder in the mean of both.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
+    fits: Annotated[Path | None, typer.Option(metavar="DIR", help="Keeps the fits; run again, it goes on.")] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Tunes without a guard, so that every way is seen as it is; the recipe is not changed.
 
-    Mean IoU of every held-out image in ground-truth boxes and end to end; and how far SAM's own estimate of the masks'
-    IoU lies off.
+    The masks of every held-out image in ground-truth boxes and end to end; and how far SAM's own estimate of their IoU
+    lies off.
     """
     with session(quiet=False, json_logs=False) as progress, tempfile.TemporaryDirectory() as folder:
         inspector = Inspector.from_recipe(recipe, "auto", tuned=False, runtime="torch")
-        plan = Plan(shots=shots or None, folds=folds)
+        plan = Plan(folds=folds)
         bench = Bench.of(inspector, data, plan, progress)
-        parts = [bench.drawn(fold, plan.shots, seed) for fold in bench.whole_folds(plan, seed)]
-        columns = columns_of(bench)
-        rows: list[Row] = []
-        for variant in variants:
-            preset, choices = parsed(variant)
-            settings = settings_of(preset, {"seed": seed} | choices | {"guard": False})
-            tuner = bench.tuner(settings, Path(folder), data)
-            if not rows:
-                rows.append(limits(bench, parts) | {"way": "the truth itself on the decoder's grid"})
-                rows.append(scored(bench, tuner, [(fold, bench.sam) for fold in parts], tuner.untuned_choose))
-                rows[-1]["way"] = "untuned"
-            rows += measured(bench, tuner, parts, variant, share or [0.5, 1.0], progress)
-            write_rows(json_file, hardware(), rows, data=str(data), shots=shots, folds=folds, seed=seed)
-        show(f"{data.name}: {shots or 'all'} labels, {folds} folds", hardware(), rows, columns)
+        whole = bench.whole_folds(plan, seed)
+        rows: list[Row] = untuned_rows(bench, whole)
+        for labels in shots or [10]:
+            parts = [bench.drawn(fold, labels or None, seed) for fold in whole]
+            for variant in variants:
+                preset, choices = parsed(variant)
+                settings = settings_of(preset, {"seed": seed} | choices | {"guard": False})
+                tuner = bench.tuner(settings, fits or Path(folder), data)
+                tuned = measured(bench, tuner, parts, variant, share or [0.5, 1.0], progress)
+                rows += [{"labels": labels or "all"} | row for row in tuned]
+                write_rows(json_file, hardware(), rows, data=str(data), folds=folds, seed=seed)
+        show(f"{data.name}, {folds} folds: mean IoU", hardware(), rows, columns_by_type(bench))
+        show(f"{data.name}, {folds} folds: all types", hardware(), rows, columns_of_all())
 
 
-def columns_of(bench: Bench) -> dict[str, str]:
-    """The columns of the table: all images, then each type."""
+def columns_by_type(bench: Bench) -> dict[str, str]:
+    """The mean IoU of all images, then of each type."""
     kinds = ["all", *sorted({label.sample.defect_type for label in bench.labels})]
-    means = {f"{kind}, {name}": f"{kind}.{name}:.3f" for kind in kinds for name in ("boxes", "found")}
-    return {"way": "way", "share": "share:.0%"} | means | {"error of IoU": "iou_error:.3f", "s": "seconds:.0f"}
+    means = {f"{kind}, {name}": f"{kind}.{name}.mean_iou:.3f" for kind in kinds for name in ("boxes", "found")}
+    return _ways() | means | {"error of IoU": "iou_error:.3f", "s": "seconds:.0f"}
+
+
+def columns_of_all() -> dict[str, str]:
+    """Every measure over all images."""
+    means = {f"{measure}, {name}": f"all.{name}.{measure}:.3f" for measure in MEASURES for name in ("boxes", "found")}
+    return _ways() | means | {"pixel F1, found": "pixel_f1:.3f"}
+
+
+def _ways() -> dict[str, str]:
+    return {"way": "way", "labels": "labels", "share": "share:.0%"}
 
 
 def parsed(variant: str) -> tuple[str, dict[str, object]]:
@@ -84,6 +99,21 @@ def parsed(variant: str) -> tuple[str, dict[str, object]]:
     return preset, {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in pairs)}
 
 
+def untuned_rows(bench: Bench, folds: Sequence[Fold]) -> list[Row]:
+    """What no decoder can be better than, what one would try before SAM, and SAM untuned, on all held-out images."""
+    held_out = [index for fold in folds for index in fold.test]
+    config = bench.inspector.config.choose
+    by_way: dict[str, list[Masks]] = {}
+    for index in held_out:
+        label = bench.labels[index]
+        boxes = [defect.box_xyxy for defect in label.defects]
+        drawn = {"the truth itself on the decoder's grid": truth_masks(bench, index, config)}
+        for way, masks in (drawn | classical_masks(read_image(label.sample.image), boxes)).items():
+            by_way.setdefault(way, []).append({"boxes": masks})
+    rows = [figures(bench, held_out, masks) | {"way": way} for way, masks in by_way.items()]
+    return [*rows, scored(bench, [(fold, bench.sam) for fold in folds], config) | {"way": "untuned"}]
+
+
 def measured(
     bench: Bench, tuner: Tuner, parts: Sequence[Fold], way: str, shares: Sequence[float], progress: Progress
 ) -> list[Row]:
@@ -91,41 +121,57 @@ def measured(
     start = time.perf_counter()
     fits = []
     for number, fold in enumerate(parts):
-        name = f"{way}, fold {number + 1}"
+        name = f"{way}, {len(fold.train)} labels, fold {number + 1}"
         fits.append(tuner.fit(fold.train, name, tuner.sized(fold.train), None, progress))
     seconds = time.perf_counter() - start
     rows = []
     for share in shares:
         decoders = [tuner.mixed(fit.snapshots[max(fit.snapshots)], share) if fit.snapshots else {} for fit in fits]
         sams = [(fold, tuner.sam_with(decoder)) for fold, decoder in zip(parts, decoders, strict=True)]
-        rows.append(scored(bench, tuner, sams, tuner.choose) | {"way": way, "share": share, "seconds": seconds})
+        rows.append(scored(bench, sams, tuner.choose) | {"way": way, "share": share, "seconds": seconds})
     return rows
 
 
-def scored(bench: Bench, tuner: Tuner, sams: Sequence[tuple[Fold, Sam]], choose: ChooseConfig) -> Row:
-    """Mean IoU over all held-out images and by type."""
-    by_kind: dict[str, list[Array]] = {"all": []}
-    errors: list[float] = []
-    for fold, sam in sams:
-        for index in fold.test:
-            iou = tuner.ious(index, sam, choose) * (1, bench.probes[index].detected)
+def scored(bench: Bench, sams: Sequence[tuple[Fold, Sam]], choose: ChooseConfig) -> Row:
+    """What the decoder of each fold draws on the images held out from it."""
+    places = [(index, sam) for fold, sam in sams for index in fold.test]
+    masks = [masks_of(bench, index, sam, choose) for index, sam in places]
+    errors = [error for index, sam in places for error in iou_errors(bench, index, sam)]
+    return figures(bench, [index for index, _ in places], masks) | {"iou_error": float(np.mean(errors))}
+
+
+def masks_of(bench: Bench, index: int, sam: Sam, choose: ChooseConfig) -> Masks:
+    """In the ground-truth boxes of an image, and end to end: none where it passes."""
+    probe = bench.probes[index]
+    found = probe.found_masks(sam, choose) if probe.detected else []
+    return {"boxes": probe.box_masks(sam, choose), "found": found}
+
+
+def figures(bench: Bench, indices: Sequence[int], masks: Sequence[Masks]) -> Row:
+    """The measures over all images and by type, and the F1 of all pixels end to end."""
+    by_kind: dict[str, dict[str, list[MaskScore]]] = {}
+    pixels = np.zeros(3)
+    for index, drawn in zip(indices, masks, strict=True):
+        truth = bench.probes[index].truth()
+        for name, each in drawn.items():
+            score = score_masks(each, truth)
             for kind in ("all", bench.labels[index].sample.defect_type):
-                by_kind.setdefault(kind, []).append(iou)
-            errors += iou_errors(bench, index, sam)
-    return {kind: _means(ious) for kind, ious in by_kind.items()} | {"iou_error": float(np.mean(errors))}
+                by_kind.setdefault(kind, {}).setdefault(name, []).append(score)
+        found = union(drawn.get("found", ()), bench.labels[index].original_hw)
+        pixels += [np.count_nonzero(found & truth), np.count_nonzero(found), np.count_nonzero(truth)]
+    means = {
+        kind: {name: mask_means(scores, sum(score.predicted for score in scores)) for name, scores in ways.items()}
+        for kind, ways in by_kind.items()
+    }
+    right, *areas = pixels
+    return means | ({"pixel_f1": 2 * right / sum(areas)} if "found" in means["all"] else {})
 
 
-def limits(bench: Bench, parts: Sequence[Fold]) -> Row:
-    """The IoU of ground truth that went through a quarter of the input's size, as SAM's masks do: no mask is better."""
-    by_kind: dict[str, list[float]] = {"all": []}
-    for index in (index for fold in parts for index in fold.test):
-        probe = bench.probes[index]
-        drawn = [drawn_truth(bench, index, view, prompt) for view, _ in probe.boxes.views for prompt in view.prompts]
-        config = bench.inspector.config.choose.model_copy(update={"duplicate_iou": 1.0})
-        found = union(probe.boxes.chosen(drawn, config), probe.label.original_hw)
-        for kind in ("all", probe.label.sample.defect_type):
-            by_kind.setdefault(kind, []).append(mask_iou(found, probe.truth()))
-    return {kind: {"boxes": float(np.mean(ious))} for kind, ious in by_kind.items()}
+def truth_masks(bench: Bench, index: int, config: ChooseConfig) -> list[CropMask]:
+    """Ground truth that went through a quarter of the input's size, as SAM's masks do."""
+    asked = bench.probes[index].boxes
+    drawn = [drawn_truth(bench, index, view, prompt) for view, _ in asked.views for prompt in view.prompts]
+    return asked.chosen(drawn, config.model_copy(update={"duplicate_iou": 1.0}))
 
 
 def drawn_truth(bench: Bench, index: int, view: View, prompt: Prompt) -> Candidates:
@@ -147,11 +193,6 @@ def iou_errors(bench: Bench, index: int, sam: Sam) -> list[float]:
         true = (masks & truth).sum((1, 2)) / np.maximum((masks | truth).sum((1, 2)), 1)
         errors += np.abs(answer.predicted_iou - true).tolist()
     return errors
-
-
-def _means(ious: Sequence[Array]) -> Mapping[str, float]:
-    boxes, found = np.mean(ious, axis=0).tolist()
-    return {"boxes": boxes, "found": found}
 
 
 if __name__ == "__main__":
