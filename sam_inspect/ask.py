@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from sam_inspect.choose import outline
 from sam_inspect.config import ChooseConfig
 from sam_inspect.mirror import mean_of_both, mirrored_prompt, mirrored_view
-from sam_inspect.records import Box, Candidates, Localization, Prompt, Region, View
+from sam_inspect.records import Box, Candidates, Localization, Prompt, View
 from sam_inspect.segment import Encoded, Interactive, Segmenter
 
 GROWN = 1.05
+FINEST = 1  # SAM answers with its single mask, then with the three of part, larger part and whole.
 ON_DEFECT = np.ones(1, np.int64)
 
 
@@ -59,7 +60,7 @@ def ask_view(
     boxes = sides[0].view.prompts
     if localization.anomaly_map is None:
         return _answers(segmenter, sides, boxes, localization)
-    pointed = [_with_peak(prompt, localization.regions) for prompt in boxes]
+    pointed = [_with_peak(prompt, localization) for prompt in boxes]
     answers = _answers(segmenter, sides, [*boxes, *pointed], localization)
     first = [_together(*both) for both in zip(answers[: len(boxes)], answers[len(boxes) :], strict=True)]
     return _answers(segmenter, sides, [_again(answer, localization, config) for answer in first], localization)
@@ -73,13 +74,19 @@ def _answers(
     for mirror in sides[1:]:
         mirrored = segmenter.decode(mirror, [mirrored_prompt(prompt, height) for prompt in prompts])
         answers = [mean_of_both(*both) for both in zip(answers, mirrored, strict=True)]
-    return answers
+    return [_finest(answer) if localization.asked(answer.prompt).thin else answer for answer in answers]
 
 
-def _with_peak(prompt: Prompt, regions: Sequence[Region]) -> Prompt:
+def _finest(answer: Candidates) -> Candidates:
+    """Of SAM's masks that of the smallest part: the map, as wide about a line as about a point, cannot tell."""
+    finest = slice(FINEST, FINEST + 1) if len(answer.predicted_iou) > FINEST else slice(None)
+    logits, predicted_iou = answer.low_res_logits[finest], answer.predicted_iou[finest]
+    return replace(answer, low_res_logits=logits, predicted_iou=predicted_iou)
+
+
+def _with_peak(prompt: Prompt, localization: Localization) -> Prompt:
     """The prompt with the peak of its region as a point."""
-    assert prompt.region is not None
-    peak = np.array([regions[prompt.region].peak_xy], np.float32)
+    peak = np.array([localization.asked(prompt).peak_xy], np.float32)
     return replace(prompt, points_xy=peak, point_labels=ON_DEFECT)
 
 

@@ -9,13 +9,24 @@ draws the edge, the map says where to stop.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.config import ChooseConfig
-from sam_inspect.masks import box_iou, intersection_px, on_crop, on_image, resize_window, tight, without_specks, work_hw
+from sam_inspect.masks import (
+    box_iou,
+    intersection_px,
+    on_crop,
+    on_image,
+    resize_window,
+    tight,
+    window,
+    without_specks,
+    work_hw,
+)
 from sam_inspect.records import Box, Candidates, CropMask, Localization, Outline, Region, View
 
 VOTE_TEMPERATURE = 0.1
@@ -34,9 +45,13 @@ def choose(candidates: Sequence[Candidates], localization: Localization, config:
         localization: the regions, and the map that they were found in (None where boxes were given).
         config: weights and limits.
     """
-    outlines = [outline(answer, localization, config) for answer in candidates if answer.prompt.region is not None]
-    found = sorted((each for each in outlines if each), key=lambda each: -each.region.score)
-    return _without_duplicates(found, config.duplicate_iou)
+    by_region: dict[int, list[Outline]] = {}
+    for answer in candidates:
+        if answer.prompt.region is not None and (found := outline(answer, localization, config)):
+            by_region.setdefault(answer.prompt.region, []).append(found)
+    outlines = [_joined(parts, localization.regions[index]) for index, parts in by_region.items()]
+    outlines.sort(key=lambda each: -each.region.score)
+    return _without_duplicates(outlines, config.duplicate_iou)
 
 
 def outline(candidates: Candidates, localization: Localization, config: ChooseConfig) -> Outline | None:
@@ -46,8 +61,7 @@ def outline(candidates: Candidates, localization: Localization, config: ChooseCo
         candidates: SAM's answer to the prompt of a region.
         localization, config: see `choose`.
     """
-    assert candidates.prompt.region is not None
-    region, view = localization.regions[candidates.prompt.region], candidates.view
+    region, view = localization.asked(candidates.prompt), candidates.view
     grid_hw = work_hw(view.crop_hw)
     evidence = _evidence(localization, view.crop_xyxy, grid_hw, region, config.from_peak)
     agreements = _agreements(candidates, region, evidence, config.from_peak)
@@ -60,6 +74,18 @@ def outline(candidates: Candidates, localization: Localization, config: ChooseCo
         if mask is not None:
             return Outline(on_image(mask, view.crop_xyxy, grid_hw), region, "sam")
     return Outline(region.mask, region, "heatmap") if region.mask is not None else None
+
+
+def _joined(parts: Sequence[Outline], region: Region) -> Outline:
+    """One outline of a region that was asked about in parts, or whole."""
+    if len(parts) == 1:
+        return replace(parts[0], region=region)
+    boxes = [part.mask.box_xyxy for part in parts]
+    (left, top), (right, bottom) = (np.min(boxes, 0)[:2].tolist(), np.max(boxes, 0)[2:].tolist())
+    hull = (left, top, right, bottom)
+    pixels = np.logical_or.reduce([window(part.mask, hull) for part in parts])
+    sam = any(part.source == "sam" for part in parts)
+    return Outline(CropMask(hull, pixels), region, "sam" if sam else "heatmap")
 
 
 def _defect(probability: Map, evidence: Map, least_share: float) -> Map:

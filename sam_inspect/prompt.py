@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.config import PromptConfig
+from sam_inspect.lines import Ribbon, parts_of
 from sam_inspect.masks import box_on_image, components, on_image, resize_window, work_hw
 from sam_inspect.records import Box, CropMask, Prompt, Region, View
 
@@ -101,7 +103,18 @@ def _peak(rise: Map, part: CropMask) -> tuple[float, tuple[int, int]]:
 
 
 def _region(rise: Map, window: Box, part: CropMask, blur_px: float, original_hw: tuple[int, int]) -> Region:
-    """A part of a window as a region of the image."""
+    """A part of a window as a region of the image; a long line with its own parts."""
+    point_px = blur_px / math.sqrt(math.prod(_scale_yx(rise, window)))
+    ribbon = Ribbon.of(part, rise.shape)
+    region, *parts = (
+        replace(_alone(rise, window, each, blur_px, original_hw), thin=sizes.is_thin(point_px))
+        for each, sizes in [(part, ribbon), *parts_of(part, ribbon, point_px, rise.shape)]
+    )
+    return replace(region, parts=tuple(parts))
+
+
+def _alone(rise: Map, window: Box, part: CropMask, blur_px: float, original_hw: tuple[int, int]) -> Region:
+    """The same whatever its shape."""
     (left, top), (scale_y, scale_x) = window[:2], _scale_yx(rise, window)
     score, (x, y) = _peak(rise, part)
     peak = left + int((x + 0.5) * scale_x), top + int((y + 0.5) * scale_y)
@@ -138,20 +151,23 @@ def plan_views(regions: Sequence[Region], original_hw: tuple[int, int], config: 
     """The views that SAM is shown, with a box prompt for each region; [] for a good part.
 
     A zoomed view is a square of `context` times its box's longer side, moved inside the image (never mirrored at its
-    border). Neighbours share one that is hardly larger than their own. Three views are shown at `input_px`; up to ten
-    share the pixels of three; where there would be more, regions share whatever fits in `input_px` unscaled.
+    border); a long line has one for each of its parts. Neighbours share one that is hardly larger than their own. Three
+    views are shown at `input_px`; up to ten share the pixels of three; where there would be more, regions share what
+    fits in `input_px` unscaled.
     """
     if not regions:
         return []
     height, width = original_hw
     if config.view == "image":
-        return [View((0, 0, width, height), IMAGE_INPUT_PX, _prompts(regions, range(len(regions))))]
-    crops = [square_view(region.box_xyxy, original_hw, config.context, config.least_view_px) for region in regions]
+        whole = [_prompt(region, index) for index, region in enumerate(regions)]
+        return [View((0, 0, width, height), IMAGE_INPUT_PX, tuple(whole))]
+    asked = [(part, prompt) for index, region in enumerate(regions) for part, prompt in _by_parts(region, index)]
+    crops = [square_view(part.box_xyxy, original_hw, config.context, config.least_view_px) for part, _ in asked]
     groups = _shared(crops, original_hw)
     input_px = max(_share_of_three(config.input_px, len(groups)), config.least_input_px)
     if len(groups) > MOST_ZOOMED:
         groups, input_px = _shared(crops, original_hw, config.input_px), config.input_px
-    return [View(crop, input_px, _prompts(regions, indices)) for crop, indices in groups]
+    return [View(crop, input_px, tuple(asked[index][1] for index in indices)) for crop, indices in groups]
 
 
 def _share_of_three(input_px: int, views: int) -> int:
@@ -159,11 +175,14 @@ def _share_of_three(input_px: int, views: int) -> int:
     return input_px if views <= 3 else int(input_px * math.sqrt(3 / views)) // 64 * 64
 
 
-def _prompts(regions: Sequence[Region], indices: Sequence[int]) -> tuple[Prompt, ...]:
-    boxes = ((index, regions[index].box_xyxy) for index in indices)
-    return tuple(
-        Prompt(box_xyxy=(float(x0), float(y0), float(x1), float(y1)), region=i) for i, (x0, y0, x1, y1) in boxes
-    )
+def _by_parts(region: Region, index: int) -> list[tuple[Region, Prompt]]:
+    parts = [(part, _prompt(part, index, number)) for number, part in enumerate(region.parts)]
+    return parts or [(region, _prompt(region, index))]
+
+
+def _prompt(region: Region, index: int, part: int | None = None) -> Prompt:
+    x0, y0, x1, y1 = region.box_xyxy
+    return Prompt(box_xyxy=(float(x0), float(y0), float(x1), float(y1)), region=index, part=part)
 
 
 def square_view(box: Box, original_hw: tuple[int, int], context: float, least_px: int) -> Box:

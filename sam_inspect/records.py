@@ -70,6 +70,8 @@ class Region:
         mask: the heatmap's own mask; None for a given box, which has no pixels.
         label: the defect type where the boxes file names one.
         blur_px: how wide the map shows a point there, pixels; 0 for a given box.
+        thin: whether it is a line, of which the map cannot tell the width.
+        parts: of a long line, each a region of its own: what SAM is asked about one by one; () for all others.
     """
 
     box_xyxy: Box
@@ -78,6 +80,8 @@ class Region:
     mask: CropMask | None = None
     label: str | None = None
     blur_px: float = 0.0
+    thin: bool = False
+    parts: tuple[Region, ...] = ()
 
     def __post_init__(self) -> None:
         _check_box("Region.box_xyxy", self.box_xyxy)
@@ -106,6 +110,12 @@ class Localization:
             checked = _checked("Localization.anomaly_map", self.anomaly_map, np.float32, (None, None))
             object.__setattr__(self, "anomaly_map", checked)
 
+    def asked(self, prompt: Prompt) -> Region:
+        """What a prompt for a region asks about: the region, or a part of it."""
+        assert prompt.region is not None
+        region = self.regions[prompt.region]
+        return region if prompt.part is None else region.parts[prompt.part]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
@@ -117,6 +127,7 @@ class Prompt:
         point_labels: (N,) int64; 1 is on the object, 0 beside it.
         mask_logits: (l, l) float32 low-res logits of an earlier round, in the view's frame, or None.
         region: index into `Localization.regions` of what it asks about; None for a free prompt.
+        part: index into that region's `parts`; None for all of it.
     """
 
     box_xyxy: tuple[float, float, float, float] | None = None
@@ -124,6 +135,7 @@ class Prompt:
     point_labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     mask_logits: NDArray[np.float32] | None = None
     region: int | None = None
+    part: int | None = None
 
     def __post_init__(self) -> None:
         points = _checked("Prompt.points_xy", self.points_xy, np.float32, (None, 2))

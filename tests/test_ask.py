@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -16,6 +17,7 @@ from sam_inspect.records import Box, Candidates, Localization, Prompt, Region, V
 
 HW = (128, 128)
 HOLE: Box = (40, 48, 60, 64)
+LINE: Box = (40, 50, 60, 60)
 GUESS: Box = (30, 40, 76, 76)
 IMAGE = np.zeros((*HW, 3), np.uint8)
 VIEW = View((0, 0, 128, 128), 512, (Prompt(box_xyxy=(30.0, 40.0, 76.0, 76.0), region=0),))
@@ -58,6 +60,16 @@ class Often(Once):
 
     def decode(self, embedding: Seen, prompts: Sequence[Prompt]) -> list[Candidates]:
         return [self._answer(embedding.view, prompt) for prompt in prompts]
+
+
+class Four(Often):
+    """Answers with four masks as SAM does: the hole but for the second, which is a line in it."""
+
+    def _answer(self, view: View, prompt: Prompt) -> Candidates:
+        (hole,) = super()._answer(view, prompt).low_res_logits
+        logits = np.repeat(hole[None], 4, 0)
+        logits[1, : LINE[1]] = logits[1, LINE[3] :] = -8.0
+        return Candidates(view, prompt, logits, np.ones(4, np.float32))
 
 
 class Leaning(Often):
@@ -105,6 +117,19 @@ def test_the_second_question_has_the_box_of_what_the_first_ones_outlined() -> No
     assert sam.encoded == [VIEW]
     assert [answer.prompt for answer in answers] == [again]
     assert choose(answers, shown(), ChooseConfig())[0].mask.box_xyxy == HOLE
+
+
+def test_of_a_line_the_finest_mask_counts_and_of_anything_else_all_of_them() -> None:
+    for thin, expected in ((True, LINE), (False, HOLE)):
+        found = shown()
+        found = replace(found, regions=(replace(found.regions[0], thin=thin),))
+        (outline,) = choose(ask(Four(), IMAGE, [VIEW], found, ChooseConfig()), found, ChooseConfig())
+        assert outline.mask.box_xyxy == expected
+
+
+def test_a_segmenter_that_draws_one_mask_draws_lines_too() -> None:
+    found = replace(shown(), regions=(replace(shown().regions[0], thin=True),))
+    assert len(ask(Often(), IMAGE, [VIEW], found, ChooseConfig())[0].predicted_iou) == 1
 
 
 def test_an_outline_that_leans_to_one_side_is_put_straight_by_the_mirror_image() -> None:

@@ -83,6 +83,19 @@ def test_where_sam_sees_nothing_the_heatmaps_outline_stays() -> None:
     assert outline.source == "heatmap"
 
 
+def test_what_was_asked_about_part_by_part_is_one_defect() -> None:
+    halves: tuple[Box, Box] = ((40, 48, 58, 64), (54, 48, 72, 64))
+    parts = tuple(Region(half, (0.0, 0.0), 5.0, filled_box(half)) for half in halves)
+    found = replace(localization(DEFECT), regions=(Region(DEFECT, (0.0, 0.0), 5.0, filled_box(DEFECT), parts=parts),))
+    answers = [answer(half) for half in halves]
+    asked = [replace(each, prompt=replace(each.prompt, part=part)) for part, each in enumerate(answers)]
+    (outline,) = choose(asked, found, ChooseConfig())
+    assert outline.mask.box_xyxy == DEFECT
+    assert outline.mask.pixels.all()
+    assert outline.region is found.regions[0]
+    assert outline.source == "sam"
+
+
 def test_two_regions_of_one_defect_are_one_defect() -> None:
     answers = [answer(DEFECT, region=0), answer(DEFECT, region=1)]
     found = choose(answers, localization(DEFECT, (44, 48, 72, 64)), ChooseConfig())

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1] / "sam_inspect"
 PLAN = [
     "errors records config",
     "images tiles masks recipe exports weights plugins files progress",
-    "networks",
+    "networks lines",
     "localize prompt segment mirror choose judge",
     "ask assemble",
     "pipeline",

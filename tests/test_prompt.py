@@ -58,6 +58,22 @@ def test_each_bump_is_a_region_of_its_own_and_none_overlap() -> None:
     assert all(intersection_px(a, b) == 0 for i, a in enumerate(masks) for b in masks[:i])
 
 
+def test_a_long_scratch_is_one_region_that_is_asked_about_part_by_part_in_closer_views() -> None:
+    places = [(x, 20 + x // 2) for x in range(30, 290)]
+    (region,) = find_regions(bumps(*places[::8], width=8.0), HW, 2.0, PromptConfig(blur_cells=4.0))
+    assert region.thin
+    assert len(region.parts) >= 3
+    views = plan_views([region], HW, CONFIG)
+    prompts = [prompt for view in views for prompt in view.prompts]
+    assert sorted((prompt.region, prompt.part) for prompt in prompts) == [(0, i) for i in range(len(region.parts))]
+    whole = region.box_xyxy[2] - region.box_xyxy[0]
+    assert all(max(view.crop_hw) < whole for view in views)
+    boxes = [part.box_xyxy for part in region.parts]
+    assert all(any(x0 <= x < x1 and y0 <= y < y1 for x0, y0, x1, y1 in boxes) for x, y in places[10:-10])
+    (view,) = plan_views([region], HW, PromptConfig(view="image"))
+    assert [(prompt.region, prompt.part) for prompt in view.prompts] == [(0, None)]
+
+
 def test_regions_of_a_huge_image_lie_where_the_map_is_high() -> None:
     hw = (6_000, 9_600)
     regions = find_regions(bumps((40, 40), (250, 60), (160, 150)), hw, 2.0, CONFIG)
