@@ -6,6 +6,7 @@ view that holds all of a long one, the line is thinner than a pixel of SAM's mas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -17,9 +18,12 @@ from numpy.typing import NDArray
 from sam_inspect.masks import tight
 from sam_inspect.records import CropMask
 
-THIN, THIN_LENGTH = np.sqrt(2), 1.4
-LONG, LONG_LENGTH = 1.35, 4
-PART_LENGTH = 1.7  # of the parts of a long line, in its own widths
+THIN, LONG = math.sqrt(2), 1.35  # Most widths of a point that the widest place, and the mean one, may have.
+THIN_LENGTH, LONG_LENGTH, PART_LENGTH = (
+    1.4,
+    4,
+    1.7,
+)  # Areas, in squares of the widest place, the mean one, the mean one.
 SEED = 0
 
 
@@ -71,12 +75,11 @@ def parts_of(
     count = round(ribbon.area / ribbon.width**2 / PART_LENGTH)
     rows, columns = np.nonzero(mask.pixels)
     nearest = _nearest_of(np.stack([columns, rows], 1).astype(np.float32), count)
-    side = 2 * round(point_px / 2) + 1
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     for part in range(count):
-        own = np.zeros(mask.pixels.shape, np.uint8)
-        own[rows[nearest == part], columns[nearest == part]] = 1
-        found = tight(CropMask(mask.box_xyxy, (cv2.dilate(own, disc) > 0) & mask.pixels))
+        beside = np.ones(mask.pixels.shape, np.uint8)
+        beside[rows[nearest == part], columns[nearest == part]] = 0
+        reached = cv2.distanceTransform(beside, cv2.DIST_L2, 5) <= point_px / 2
+        found = tight(CropMask(mask.box_xyxy, reached & mask.pixels))
         if found is not None:
             yield found, Ribbon.of(found, within_hw)
 
