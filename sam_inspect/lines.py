@@ -18,12 +18,9 @@ from numpy.typing import NDArray
 from sam_inspect.masks import tight
 from sam_inspect.records import CropMask
 
-THIN, LONG = math.sqrt(2), 1.35  # Most widths of a point that the widest place, and the mean one, may have.
-THIN_LENGTH, LONG_LENGTH, PART_LENGTH = (
-    1.4,
-    4,
-    1.7,
-)  # Areas, in squares of the widest place, the mean one, the mean one.
+THIN, THIN_AREA = math.sqrt(2), 1.4  # At most so many points wide at its widest; at least so many squares of that.
+LONG, LONG_AREA = 1.35, 4  # The same of the mean width.
+PART_AREA = 1.7
 SEED = 0
 
 
@@ -52,11 +49,11 @@ class Ribbon:
 
     def is_thin(self, point_px: float) -> bool:
         """Nowhere wider than a point that the map shows so wide, and longer: of no width that the map can tell."""
-        return self.widest < THIN * point_px and self.area > THIN_LENGTH * self.widest**2
+        return self.widest < THIN * point_px and self.area > THIN_AREA * self.widest**2
 
     def is_long(self, point_px: float) -> bool:
         """Hardly wider than a point, and so long that one view shows too little of it."""
-        return self.width < LONG * point_px and self.area > LONG_LENGTH * self.width**2
+        return self.width < LONG * point_px and self.area > LONG_AREA * self.width**2
 
 
 def parts_of(
@@ -72,7 +69,7 @@ def parts_of(
     """
     if not ribbon.is_long(point_px):
         return
-    count = round(ribbon.area / ribbon.width**2 / PART_LENGTH)
+    count = round(ribbon.area / ribbon.width**2 / PART_AREA)
     rows, columns = np.nonzero(mask.pixels)
     nearest = _nearest_of(np.stack([columns, rows], 1).astype(np.float32), count)
     for part in range(count):
