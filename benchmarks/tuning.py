@@ -16,13 +16,13 @@ from measuring import JsonFile, Row, hardware, show, write_rows
 from sam_inspect.config import ChooseConfig
 from sam_inspect.console import session
 from sam_inspect.evaluate.columns import classical_masks
-from sam_inspect.evaluate.figures import mask_means
 from sam_inspect.finetune import PRESETS, Bench, Plan, settings_of
 from sam_inspect.finetune.labels import Fold
+from sam_inspect.finetune.scores import means_of, pixel_counts, pixel_f1
 from sam_inspect.finetune.tuner import Tuner
 from sam_inspect.finetune.views import low_res
 from sam_inspect.images import read_image
-from sam_inspect.masks import union, window
+from sam_inspect.masks import window
 from sam_inspect.metrics import MaskScore, score_masks
 from sam_inspect.pipeline import Inspector
 from sam_inspect.progress import Progress
@@ -143,28 +143,23 @@ def scored(bench: Bench, sams: Sequence[tuple[Fold, Sam]], choose: ChooseConfig)
 def masks_of(bench: Bench, index: int, sam: Sam, choose: ChooseConfig) -> Masks:
     """In the ground-truth boxes of an image, and end to end: none where it passes."""
     probe = bench.probes[index]
-    found = probe.found_masks(sam, choose) if probe.detected else []
-    return {"boxes": probe.box_masks(sam, choose), "found": found}
+    return {"boxes": probe.box_masks(sam, choose), "found": probe.shipped_masks(sam, choose)}
 
 
 def figures(bench: Bench, indices: Sequence[int], masks: Sequence[Masks]) -> Row:
     """The measures over all images and by type, and the F1 of all pixels end to end."""
     by_kind: dict[str, dict[str, list[MaskScore]]] = {}
-    pixels = np.zeros(3)
+    pixels = []
     for index, drawn in zip(indices, masks, strict=True):
         truth = bench.probes[index].truth()
         for name, each in drawn.items():
             score = score_masks(each, truth)
             for kind in ("all", bench.labels[index].sample.defect_type):
                 by_kind.setdefault(kind, {}).setdefault(name, []).append(score)
-        found = union(drawn.get("found", ()), bench.labels[index].original_hw)
-        pixels += [np.count_nonzero(found & truth), np.count_nonzero(found), np.count_nonzero(truth)]
-    means = {
-        kind: {name: mask_means(scores, sum(score.predicted for score in scores)) for name, scores in ways.items()}
-        for kind, ways in by_kind.items()
-    }
-    right, *areas = pixels
-    return means | ({"pixel_f1": 2 * right / sum(areas)} if "found" in means["all"] else {})
+        if "found" in drawn:
+            pixels.append(pixel_counts(drawn["found"], truth))
+    means = {kind: {name: means_of(scores) for name, scores in ways.items()} for kind, ways in by_kind.items()}
+    return means | ({"pixel_f1": pixel_f1(pixels)} if pixels else {})
 
 
 def truth_masks(bench: Bench, index: int, config: ChooseConfig) -> list[CropMask]:

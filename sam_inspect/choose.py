@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sam_inspect.config import ChooseConfig
 from sam_inspect.masks import (
     box_iou,
+    hull,
     intersection_px,
     on_crop,
     on_image,
@@ -80,12 +81,10 @@ def _joined(parts: Sequence[Outline], region: Region) -> Outline:
     """One outline of a region that was asked about in parts, or whole."""
     if len(parts) == 1:
         return replace(parts[0], region=region)
-    boxes = [part.mask.box_xyxy for part in parts]
-    (left, top), (right, bottom) = (np.min(boxes, 0)[:2].tolist(), np.max(boxes, 0)[2:].tolist())
-    hull = (left, top, right, bottom)
-    pixels = np.logical_or.reduce([window(part.mask, hull) for part in parts])
+    box = hull([part.mask.box_xyxy for part in parts])
+    pixels = np.logical_or.reduce([window(part.mask, box) for part in parts])
     sam = any(part.source == "sam" for part in parts)
-    return Outline(CropMask(hull, pixels), region, "sam" if sam else "heatmap")
+    return Outline(CropMask(box, pixels), region, "sam" if sam else "heatmap")
 
 
 def _defect(probability: Map, evidence: Map, least_share: float) -> Map:

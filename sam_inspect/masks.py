@@ -69,6 +69,12 @@ def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
+def hull(boxes: Sequence[Box]) -> Box:
+    """The least box that holds all of them."""
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
+    return min(x0), min(y0), max(x1), max(y1)
+
+
 def filled_box(box_xyxy: Box) -> CropMask:
     """The box itself as a mask."""
     x0, y0, x1, y1 = box_xyxy

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sam_inspect.config import PromptConfig
 from sam_inspect.lines import Ribbon, parts_of
-from sam_inspect.masks import box_on_image, components, on_image, resize_window, work_hw
+from sam_inspect.masks import box_on_image, components, hull, on_image, resize_window, work_hw
 from sam_inspect.records import Box, CropMask, Prompt, Region, View
 
 IMAGE_INPUT_PX = 1024
@@ -208,7 +208,7 @@ def _shared(
     groups: list[tuple[Box, list[int]]] = []
     for index, crop in sorted(enumerate(crops), key=lambda item: _side(item[1]), reverse=True):
         for place, (other, indices) in enumerate(groups):
-            joined = square_view(_hull(other, crop), original_hw, 1.0, 1)
+            joined = square_view(hull([other, crop]), original_hw, 1.0, 1)
             most = max(_side(other), unscaled_px) if unscaled_px else NEIGHBOURS_ZOOM * _side(crop)
             if _side(joined) <= most:
                 groups[place] = (joined, [*indices, index])
@@ -220,7 +220,3 @@ def _shared(
 
 def _side(box: Box) -> int:
     return max(box[2] - box[0], box[3] - box[1])
-
-
-def _hull(a: Box, b: Box) -> Box:
-    return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])

@@ -101,6 +101,10 @@ class Probe:
         """What a decoder outlines in the localizer's regions."""
         return self.found.chosen(self.found.candidates(sam, config), config)
 
+    def shipped_masks(self, sam: Sam, config: ChooseConfig) -> list[CropMask]:
+        """The same; none of an image that passes."""
+        return self.found_masks(sam, config) if self.detected else []
+
 
 def probe(label: Label, inspector: Inspector, encoder: CachedEncoder) -> Probe:
     """The label's image, localized and encoded.

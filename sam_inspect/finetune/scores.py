@@ -59,18 +59,16 @@ def score_label(
     masks = classical_masks(read_image(probe.label.sample.image), boxes)
     masks["gt_boxes_untuned"] = probe.box_masks(untuned, choose)
     masks["gt_boxes_tuned"] = probe.box_masks(tuned, tuned_choose)
-    masks["refined_untuned"] = probe.found_masks(untuned, choose) if probe.detected else []
-    masks["refined_tuned"] = probe.found_masks(tuned, tuned_choose) if probe.detected else []
+    masks["refined_untuned"] = probe.shipped_masks(untuned, choose)
+    masks["refined_tuned"] = probe.shipped_masks(tuned, tuned_choose)
     return scored_masks(probe.label, fold, masks)
 
 
 def scored_masks(label: Label, fold: int, masks: Mapping[str, Sequence[CropMask]]) -> Scored:
     """The measures of every column's masks of one image."""
     truth = union(label.defects, label.original_hw)
-    found = union(masks["refined_tuned"], label.original_hw)
-    counts = [np.count_nonzero(part) for part in (found & truth, found & ~truth, truth & ~found)]
     scores = {column: score_masks(masks[column], truth) for column in COLUMNS}
-    return Scored(label, fold, masks, scores, np.array(counts, np.int64))
+    return Scored(label, fold, masks, scores, pixel_counts(masks["refined_tuned"], truth))
 
 
 def figures_of(scored: Sequence[Scored]) -> Figures:
@@ -85,20 +83,32 @@ def figures_of(scored: Sequence[Scored]) -> Figures:
 
 
 def _part(scored: Sequence[Scored]) -> Figures:
-    right, many, missed = np.sum([each.pixels for each in scored], axis=0) if scored else (0, 0, 0)
     return {
         "count": {
             "images": len(scored),
             "defects": sum(len(each.label.defects) for each in scored),
             "groups": len({each.label.group for each in scored}),
         },
-        "masks": {column: _means([each.scores[column] for each in scored]) for column in COLUMNS},
+        "masks": {column: means_of([each.scores[column] for each in scored]) for column in COLUMNS},
         "gain": {name: _gain(scored, *columns) for name, columns in GAINS.items()},
-        "pixel_f1": float(2 * right / (2 * right + many + missed)) if scored else None,
+        "pixel_f1": pixel_f1([each.pixels for each in scored]) if scored else None,
     }
 
 
-def _means(scores: Sequence[MaskScore]) -> Figures:
+def pixel_counts(masks: Sequence[CropMask], truth: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(3,): pixels right, pixels too many, pixels missed."""
+    found = union(masks, (truth.shape[0], truth.shape[1]))
+    return np.array([np.count_nonzero(part) for part in (found & truth, found & ~truth, truth & ~found)], np.int64)
+
+
+def pixel_f1(counts: Sequence[NDArray[np.int64]]) -> float:
+    """F1 of all pixels of several images."""
+    right, many, missed = np.sum(counts, axis=0)
+    return float(2 * right / (2 * right + many + missed))
+
+
+def means_of(scores: Sequence[MaskScore]) -> Figures:
+    """`mask_means` of images all of whose masks are among the scores."""
     return mask_means(scores, sum(score.predicted for score in scores))
 
 
