@@ -36,7 +36,8 @@ def session(quiet: bool, json_logs: bool, *, interrupted: str = AGAIN) -> Iterat
     """
     _listen(quiet, json_logs)
     try:
-        yield _progress(quiet, json_logs)
+        with _ctrl_c_as_such():
+            yield _progress(quiet, json_logs)
     except SamInspectError as error:
         _fail(str(error), error.exit_code, error)
     except ModuleNotFoundError as error:
@@ -48,6 +49,18 @@ def session(quiet: bool, json_logs: bool, *, interrupted: str = AGAIN) -> Iterat
         raise
     except Exception as error:  # the last line of defence: a station's log wants one line, not a traceback
         _fail(_unforeseen(error), 1, error)
+
+
+@contextmanager
+def _ctrl_c_as_such() -> Iterator[None]:
+    """A library in C++ makes an ImportError of a Ctrl-C in the middle of its import (pybind11's `raise_from`)."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__
+        raise cause or error
 
 
 def say(message: str) -> None:

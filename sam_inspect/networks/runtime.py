@@ -193,6 +193,8 @@ class _InGraphs:
             kept = graph(file.read_bytes(), self.runtime, image_hw)
             _touch(file)
             return kept
+        except ImportError:  # of the runtime itself, which does not come a second time
+            raise
         except Exception as error:  # absent, or whatever a runtime raises for a damaged graph
             log.debug("%s: %s; it is made", file, error)
         try:

@@ -51,6 +51,29 @@ def test_ctrl_c_in_the_middle_and_the_same_command_goes_on(
     assert not list((tmp_path / "out").rglob(".part-*"))
 
 
+IMPORTED_IN_C = """
+import os, signal, time
+
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
+except KeyboardInterrupt as pressed:
+    raise ImportError("initialization failed") from pressed
+"""
+
+
+def test_ctrl_c_while_a_runtime_is_imported_is_still_ctrl_c(
+    quick: Path, sam_inspect, good: Path, tmp_path: Path
+) -> None:
+    line = ["inspect", sorted(good.iterdir())[0], "--recipe", quick, "--runtime", "openvino", "--out"]
+    assert sam_inspect(*line, tmp_path / "its graphs are made").status == 0
+    (tmp_path / "openvino").mkdir()
+    (tmp_path / "openvino/__init__.py").write_text(IMPORTED_IN_C)
+    answer = sam_inspect(*line, tmp_path / "out", env={"PYTHONPATH": str(tmp_path)}, stdin=subprocess.DEVNULL)
+    assert answer.status == 130, answer.err
+    assert "interrupted; run the same command again to go on" in answer.err
+
+
 def test_a_second_run_inspects_only_what_is_missing_or_changed(
     quick: Path, sam_inspect, results, good: Path, tmp_path: Path
 ) -> None:
