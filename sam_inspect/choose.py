@@ -35,6 +35,7 @@ RANKED_PX = 64
 SIGMAS = 0.7  # of the Gaussian that the map's blur is taken for, in widths of a point on the map
 LEAST_PROBABILITY = 0.01
 SPECK_SHARE = 0.02
+OUTSIDE, PER_SIDE = 1.0, 40.0  # logits that SAM's vote must have more beyond a given box: at its edge, and a side away
 Map = NDArray[np.float32]
 
 
@@ -69,7 +70,10 @@ def outline(candidates: Candidates, localization: Localization, config: ChooseCo
     if agreements.max() >= config.least_agreement:
         ranks = agreements + config.predicted_iou * candidates.predicted_iou
         vote = on_crop(view, _vote(candidates.low_res_logits, ranks), grid_hw)
-        rise = vote if evidence is None else _defect(_probability(vote), evidence, config.least_share)
+        if evidence is None:
+            rise = vote - _doubt(region.box_xyxy, view.crop_xyxy, grid_hw)
+        else:
+            rise = _defect(_probability(vote), evidence, config.least_share)
         mask = tight(CropMask((0, 0, grid_hw[1], grid_hw[0]), rise > 0))
         mask = tight(without_specks(mask, SPECK_SHARE)) if mask else None
         if mask is not None:
@@ -94,6 +98,20 @@ def _defect(probability: Map, evidence: Map, least_share: float) -> Map:
     """
     both = probability + evidence - 2 * least_share
     return np.asarray(np.where(probability > LEAST_PROBABILITY, both, -1), np.float32)
+
+
+def _doubt(box: Box, crop: Box, grid_hw: tuple[int, int]) -> Map:
+    """On a grid over a crop, 0 in a given box; beyond it what lies there must be surer, the farther the more.
+
+    Whoever drew the box meant all of the defect, and drew it a few hundredths of its sides wrong.
+    """
+    beyond = []
+    for axis, cells in ((0, grid_hw[1]), (1, grid_hw[0])):
+        low, high, start, end = box[axis], box[axis + 2], crop[axis], crop[axis + 2]
+        places = start + (np.arange(cells, dtype=np.float32) + 0.5) * ((end - start) / cells)
+        beyond.append(np.maximum(np.maximum(low - places, places - high), 0) / (high - low))
+    farthest = np.maximum(beyond[0][None], beyond[1][:, None])
+    return np.asarray(np.where(farthest > 0, OUTSIDE + PER_SIDE * farthest, 0), np.float32)
 
 
 def _evidence(

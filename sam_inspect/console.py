@@ -57,10 +57,14 @@ def _ctrl_c_as_such() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, KeyboardInterrupt):
-            cause = cause.__cause__
-        raise cause or error
+        if _is_ctrl_c(error):
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _is_ctrl_c(error: BaseException | None) -> bool:
+    """Itself, or what it came of."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_ctrl_c(error.__cause__))
 
 
 def say(message: str) -> None:

@@ -108,3 +108,16 @@ def test_a_given_box_takes_the_mask_that_fills_it_and_none_where_sam_sees_nothin
     (outline,) = choose([answer(PART, DEFECT)], given, ChooseConfig())
     assert (outline.mask.box_xyxy, outline.region.label) == (DEFECT, "chip")
     assert choose([answer((0, 0, 0, 0))], given, ChooseConfig()) == []
+
+
+def test_beyond_a_given_box_sam_must_be_surer_the_farther_the_more() -> None:
+    """Half sure, it stays in the box; sure, it may run on a little, since boxes are drawn a little wrong."""
+    given = Localization(HW, 1.0, (Region(DEFECT, (0.0, 0.0), 1.0),))
+    runs_on = answer((40, 48, 104, 64))
+    wrong = replace(runs_on, low_res_logits=runs_on.low_res_logits * np.float32(0.1))
+    (half_sure,) = choose([wrong], given, ChooseConfig())
+    assert half_sure.mask.box_xyxy == DEFECT
+    (sure,) = choose([runs_on], given, ChooseConfig())
+    x0, y0, x1, y1 = sure.mask.box_xyxy
+    assert (x0, y0, y1) == (40, 48, 64)
+    assert 72 < x1 < 72 + 0.2 * 32
