@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sam_inspect.config import ChooseConfig
 from sam_inspect.masks import (
     box_iou,
+    cell_centres,
     hull,
     intersection_px,
     on_crop,
@@ -105,12 +106,10 @@ def _doubt(box: Box, crop: Box, grid_hw: tuple[int, int]) -> Map:
 
     Whoever drew the box meant all of the defect, and drew it a few hundredths of its sides wrong.
     """
-    beyond = []
-    for axis, cells in ((0, grid_hw[1]), (1, grid_hw[0])):
-        low, high, start, end = box[axis], box[axis + 2], crop[axis], crop[axis + 2]
-        places = start + (np.arange(cells, dtype=np.float32) + 0.5) * ((end - start) / cells)
-        beyond.append(np.maximum(np.maximum(low - places, places - high), 0) / (high - low))
-    farthest = np.maximum(beyond[0][None], beyond[1][:, None])
+    (x0, y0, x1, y1), (x, y) = box, cell_centres(crop, grid_hw)
+    beside = np.maximum(x0 - x, x - x1) / (x1 - x0)
+    above_or_below = np.maximum(y0 - y, y - y1) / (y1 - y0)
+    farthest = np.maximum(beside, above_or_below[:, None])
     return np.asarray(np.where(farthest > 0, OUTSIDE + PER_SIDE * farthest, 0), np.float32)
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import typer
 
-from sam_inspect.errors import SamInspectError
+from sam_inspect.errors import SamInspectError, ctrl_c_as_such
 from sam_inspect.plugins import missing_extra
 from sam_inspect.progress import Progress, bar, silent, spoken
 
@@ -36,7 +36,7 @@ def session(quiet: bool, json_logs: bool, *, interrupted: str = AGAIN) -> Iterat
     """
     _listen(quiet, json_logs)
     try:
-        with _ctrl_c_as_such():
+        with ctrl_c_as_such():
             yield _progress(quiet, json_logs)
     except SamInspectError as error:
         _fail(str(error), error.exit_code, error)
@@ -49,22 +49,6 @@ def session(quiet: bool, json_logs: bool, *, interrupted: str = AGAIN) -> Iterat
         raise
     except Exception as error:  # the last line of defence: a station's log wants one line, not a traceback
         _fail(_unforeseen(error), 1, error)
-
-
-@contextmanager
-def _ctrl_c_as_such() -> Iterator[None]:
-    """A library in C++ makes an ImportError of a Ctrl-C in the middle of its import (pybind11's `raise_from`)."""
-    try:
-        yield
-    except Exception as error:
-        if _is_ctrl_c(error):
-            raise KeyboardInterrupt from error
-        raise
-
-
-def _is_ctrl_c(error: BaseException | None) -> bool:
-    """Itself, or what it came of."""
-    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_ctrl_c(error.__cause__))
 
 
 def say(message: str) -> None:

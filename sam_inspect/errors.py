@@ -25,6 +25,9 @@ SamInspectError
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SamInspectError(Exception):
     """Base of all. `str()` is one line: what is wrong, naming the file, then the remedy.
@@ -163,3 +166,22 @@ class TooLate(ServiceError):
     """The deadline passed before its turn came."""
 
     http_status = 504
+
+
+@contextmanager
+def ctrl_c_as_such() -> Iterator[None]:
+    """Raises KeyboardInterrupt where an error came of one.
+
+    A library in C++ makes an ImportError of a Ctrl-C in the middle of its import (pybind11's `raise_from`).
+    """
+    try:
+        yield
+    except Exception as error:
+        if _is_ctrl_c(error):
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _is_ctrl_c(error: BaseException | None) -> bool:
+    """Itself, or what it came of."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_ctrl_c(error.__cause__))

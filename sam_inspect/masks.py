@@ -206,12 +206,20 @@ def resize_window(
 ) -> NDArray[np.float32]:
     """What `resize_map` would hold inside the box, float32 on (y1 - y0, x1 - x0) pixels or on another grid over it."""
     x0, y0, x1, y1 = box_xyxy
-    grid_h, grid_w = grid_hw or (y1 - y0, x1 - x0)
+    x, y = cell_centres(box_xyxy, grid_hw or (y1 - y0, x1 - x0))
     scale_x, scale_y = anomaly_map.shape[1] / original_hw[1], anomaly_map.shape[0] / original_hw[0]
-    x = x0 + (np.arange(grid_w) + 0.5) * ((x1 - x0) / grid_w)
-    y = y0 + (np.arange(grid_h) + 0.5) * ((y1 - y0) / grid_h)
     columns, rows = np.asarray(x * scale_x - 0.5, np.float32), np.asarray(y * scale_y - 0.5, np.float32)
     return _interpolated(_interpolated(anomaly_map, rows).T, columns).T
+
+
+def cell_centres(
+    box_xyxy: Box, grid_hw: tuple[int, int]
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
+    """x (w,) and y (h,) of the middles of a grid's columns and rows over a box, pixels of the image."""
+    (x0, y0, x1, y1), (rows, columns) = box_xyxy, grid_hw
+    x = x0 + (np.arange(columns) + 0.5) * ((x1 - x0) / columns)
+    y = y0 + (np.arange(rows) + 0.5) * ((y1 - y0) / rows)
+    return x, y
 
 
 def _interpolated(values: NDArray[np.float32], places: NDArray[np.float32]) -> NDArray[np.float32]:

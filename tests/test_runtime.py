@@ -239,6 +239,16 @@ def test_a_network_without_a_graph_runs_in_torch_and_says_so(caplog: pytest.LogC
     assert "Graphless has no graph (RuntimeError); torch runs it" in caplog.text
 
 
+class Interrupted(Brighter):
+    def forward(self, images: Tensor) -> Tensor:
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+
+def test_ctrl_c_while_a_graph_is_made_is_no_missing_graph() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        in_(Runtime("openvino"), Interrupted())(torch.ones(1, 3, 8, 8))
+
+
 def test_what_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigError, match="onnx: knows no bf16"):
         fastest.pick_runtime("onnx", "bf16", "cpu", None)

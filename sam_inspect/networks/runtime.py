@@ -24,7 +24,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from sam_inspect.errors import OutputError
+from sam_inspect.errors import OutputError, ctrl_c_as_such
 from sam_inspect.files import drop_oldest, make_folder, write_bytes
 from sam_inspect.networks.graphs import HEIGHT, TORCH, WIDTH, Array, Graph, Precision, Runtime, check, graph
 from sam_inspect.networks.recorded import Recorded
@@ -190,15 +190,15 @@ class _InGraphs:
         file = self._file(shapes)
         image_hw = (inputs[0].shape[2], inputs[0].shape[3]) if alone else None
         try:
-            kept = graph(file.read_bytes(), self.runtime, image_hw)
+            with ctrl_c_as_such():
+                kept = graph(file.read_bytes(), self.runtime, image_hw)
             _touch(file)
             return kept
-        except ImportError:  # of the runtime itself, which does not come a second time
-            raise
         except Exception as error:  # absent, or whatever a runtime raises for a damaged graph
             log.debug("%s: %s; it is made", file, error)
         try:
-            content = exported(self.module, inputs, self.free, self.any_size)
+            with ctrl_c_as_such():
+                content = exported(self.module, inputs, self.free, self.any_size)
         except Exception as error:  # whatever torch's exporter raises for a network that has no graph
             log.warning("%s has no graph (%s); torch runs it", type(self.module).__name__, type(error).__name__)
             return self._arrays_in_torch
