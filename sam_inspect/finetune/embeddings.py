@@ -1,4 +1,4 @@
-"""Views on disk, read back memory-mapped: encoded once where the encoder is frozen, as pixels where it moves.
+"""Views on disk, read back memory-mapped: encoded once by the untuned encoder, and as pixels where it moves.
 
 A file's name is the hash of the network's weights, of the pixels that were encoded and of the size at which, so that a
 stale one is never found. float16: a decoder's answers then differ by a thousandth of a logit.

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as checkpointed
 
 from sam_inspect.files import write_atomically
 from sam_inspect.finetune.batch import Batch
@@ -129,13 +128,17 @@ class _Fit:
         for group in self.optimizer.param_groups:
             group["lr"] = group[PEAK] * rate(number, self.settings)
         rng = np.random.default_rng([self.settings.seed, 1, number])
-        loss = self._loss(views, errors, rng)
-        if torch.isfinite(loss):
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+        at_once = len(views) if self.encoder is None else 1  # The activations of an encoder that moves fill memory.
+        self.optimizer.zero_grad()
+        loss = 0.0
+        for first in range(0, len(views), at_once):
+            part = self._loss(views[first : first + at_once], errors, rng) * (at_once / len(views))
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += float(part.detach())
+        if math.isfinite(loss):
             self.optimizer.step()
             self._hold()
-        return float(loss.detach())
+        return loss
 
     @torch.no_grad()
     def _hold(self) -> None:
@@ -152,12 +155,13 @@ class _Fit:
         kind = self.settings.prompt if self.settings.prompt != "both" else ("box", "points")[rng.integers(2)]
         points = batch.clicks(batch.truth, rng) if kind == "points" else None
         boxes = batch.boxes if kind == "box" else None
-        embeddings = self._embeddings(views, self.encoder)
+        kept = torch.from_numpy(np.stack([view.kept.load() for view in views]).astype(np.float32)).to(self.device)
+        embeddings = kept if self.encoder is None else self.encoder(self._pixels(views))
         question = self._question(batch, points, boxes, None)
         logits, iou = decode_each(self.decoder, embeddings, *question)
         loss = self._of_masks(logits, iou, batch)
         if self.settings.keep:
-            before = self._before(views, embeddings, question)
+            before = self._before(kept, question)
             loss = loss + self.settings.keep * forgotten(logits, before, batch.truth, batch.valid).mean()
         if self.settings.prompt == "both" and rng.random() < CLICK_AGAIN:
             single = logits[:, :1].detach()
@@ -168,12 +172,10 @@ class _Fit:
             loss = (loss + self._of_masks(logits, iou, batch)) / 2
         return loss
 
-    def _embeddings(self, views: Sequence[TrainingView], encoder: nn.Module | None) -> Tensor:
-        """(B, 256, s, s), read where no encoder is given; of one that moves, one view's activations at a time."""
-        if encoder is None:
-            return torch.from_numpy(np.stack([view.kept.load() for view in views]).astype(np.float32)).to(self.device)
-        pixels = [normalised(view.kept.load(), view.input_px, self.device)[None] for view in views]
-        return torch.cat([checkpointed(encoder, each, use_reentrant=False) for each in pixels])
+    def _pixels(self, views: Sequence[TrainingView]) -> Tensor:
+        """(B, 3, input_px, input_px), as the encoder sees them."""
+        shown = [(view.pixels.load(), view.input_px) for view in views if view.pixels is not None]
+        return torch.stack([normalised(pixels, input_px, self.device) for pixels, input_px in shown])
 
     @torch.no_grad()
     def _question(
@@ -184,11 +186,9 @@ class _Fit:
         return encoder.get_dense_pe(), *encoder(points, boxes, masks)
 
     @torch.no_grad()
-    def _before(self, views: Sequence[TrainingView], embeddings: Tensor, question: tuple[Tensor, ...]) -> Tensor:
+    def _before(self, kept: Tensor, question: tuple[Tensor, ...]) -> Tensor:
         """The untuned network's logits."""
-        if self.encoder is not None:
-            embeddings = self._embeddings(views, self.network.image_encoder)
-        return decode_each(self.network.mask_decoder, embeddings, *question)[0]
+        return decode_each(self.network.mask_decoder, kept, *question)[0]
 
     def _of_masks(self, logits: Tensor, iou: Tensor, batch: Batch) -> Tensor:
         """The single mask's loss, the best of three's beside it, and that of the IoU head."""

@@ -36,7 +36,8 @@ class TrainingView:
     """An encoded view.
 
     Attributes:
-        kept: what the encoder answered; the pixels, where it moves.
+        kept: what the untuned encoder answered.
+        pixels: what it was shown; None where it stays as it is.
         input_px: side of the network's input.
         valid_hw: (h, w) of the view inside the input, pixels; the rest is padding.
         truths: (D, l, l) float16, for each defect that the view shows its share of each low resolution pixel.
@@ -46,6 +47,7 @@ class TrainingView:
     """
 
     kept: Kept
+    pixels: Kept | None
     input_px: int
     valid_hw: tuple[int, int]
     truths: NDArray[np.float16]
@@ -69,11 +71,10 @@ class Sizes:
 
 
 class ViewMaker:
-    """Draws, encodes and keeps views of one network."""
+    """Draws, encodes and keeps views of one network; their pixels too where its encoder is not frozen."""
 
     def __init__(self, encoder: CachedEncoder, sizes: Sizes, frozen: bool = True) -> None:
-        self.sizes = sizes
-        self.keep = encoder.embed if frozen else encoder.show
+        self.encoder, self.sizes, self.frozen = encoder, sizes, frozen
 
     def labelled(self, label: Label, views: int) -> list[TrainingView]:
         """`views` of each defect of a labelled image; the first one as it is in use, unaugmented.
@@ -125,7 +126,8 @@ class ViewMaker:
         pixels = np.ascontiguousarray(pixels)
         height, width = pixels.shape[:2]
         view = View((0, 0, width, height), self.sizes.input_px, ())
-        kept = self.keep(pixels, view.input_px)
+        kept = self.encoder.embed(pixels, view.input_px)
+        seen = None if self.frozen else self.encoder.show(pixels, view.input_px)
         scale = np.tile(np.array(view.input_hw[::-1], np.float32) / (width, height), 2)
         low = view.input_px // 4
         truths = np.zeros((len(parts), low, low), np.float16)
@@ -134,7 +136,7 @@ class ViewMaker:
         boxes = np.asarray(np.array([_bounds(part) for part in parts]).reshape(-1, 4) * scale, np.float32)
         random_box = np.zeros(4, np.float32) if box is None else np.asarray(box * scale, np.float32)
         place = None if own is None else list(indices).index(own)
-        return TrainingView(kept, view.input_px, view.input_hw, truths, boxes, place, random_box)
+        return TrainingView(kept, seen, view.input_px, view.input_hw, truths, boxes, place, random_box)
 
 
 @dataclass(frozen=True, slots=True)
