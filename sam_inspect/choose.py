@@ -31,7 +31,7 @@ from sam_inspect.masks import (
 )
 from sam_inspect.records import Box, Candidates, CropMask, Localization, Outline, Region, View
 
-VOTE_TEMPERATURE = 0.1
+VOTE_TEMPERATURE, IN_BOX_TEMPERATURE = 0.1, 0.05  # How a mask fits a given box says more than how it agrees with a map.
 RANKED_PX = 64
 SIGMAS = 0.7  # of the Gaussian that the map's blur is taken for, in widths of a point on the map
 LEAST_PROBABILITY = 0.01
@@ -70,7 +70,8 @@ def outline(candidates: Candidates, localization: Localization, config: ChooseCo
     agreements = _agreements(candidates, region, evidence, config.from_peak)
     if agreements.max() >= config.least_agreement:
         ranks = agreements + config.predicted_iou * candidates.predicted_iou
-        vote = on_crop(view, _vote(candidates.low_res_logits, ranks), grid_hw)
+        temperature = IN_BOX_TEMPERATURE if evidence is None else VOTE_TEMPERATURE
+        vote = on_crop(view, _vote(candidates.low_res_logits, ranks / temperature), grid_hw)
         if evidence is None:
             rise = vote - _doubt(region.box_xyxy, view.crop_xyxy, grid_hw)
         else:
@@ -164,7 +165,7 @@ def _low_res_hw(view: View) -> tuple[int, int]:
 
 def _vote(logits: Map, ranks: NDArray[np.float64]) -> Map:
     """(M, l, l) logits -> (l, l): their mean, weighted by the softmax of their ranks."""
-    weights = np.exp((ranks - ranks.max()) / VOTE_TEMPERATURE)
+    weights = np.exp(ranks - ranks.max())
     return np.asarray(np.tensordot(weights / weights.sum(), logits, 1), np.float32)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import pytest
 
 from sam_inspect.choose import choose
 from sam_inspect.config import ChooseConfig
@@ -65,11 +66,12 @@ def test_a_scratch_is_not_outvoted_by_what_fills_its_blur() -> None:
     assert other.mask.area_px > 5 * outline.mask.area_px
 
 
-def test_three_masks_outvote_one_that_fills_the_given_box_hardly_better() -> None:
+@pytest.mark.parametrize(("right", "outlined"), [(71, (40, 48, 71, 64)), (69, DEFECT)])
+def test_three_masks_outvote_one_that_fills_the_given_box_hardly_better(right: int, outlined: Box) -> None:
     given = Localization(HW, 1.0, (Region(DEFECT, (0.0, 0.0), 1.0),))
-    smaller: Box = (40, 48, 70, 64)
+    smaller: Box = (40, 48, right, 64)
     (outline,) = choose([answer(smaller, smaller, smaller, DEFECT)], given, ChooseConfig())
-    assert outline.mask.box_xyxy == smaller
+    assert outline.mask.box_xyxy == outlined
 
 
 def test_where_sam_sees_only_the_whole_part_the_heatmaps_outline_stays_and_says_so() -> None:
