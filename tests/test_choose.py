@@ -67,7 +67,7 @@ def test_a_scratch_is_not_outvoted_by_what_fills_its_blur() -> None:
 
 
 @pytest.mark.parametrize(("right", "outlined"), [(71, (40, 48, 71, 64)), (69, DEFECT)])
-def test_three_masks_outvote_one_that_fills_the_given_box_hardly_better(right: int, outlined: Box) -> None:
+def test_three_masks_outvote_one_only_if_it_fills_the_given_box_hardly_better(right: int, outlined: Box) -> None:
     given = Localization(HW, 1.0, (Region(DEFECT, (0.0, 0.0), 1.0),))
     smaller: Box = (40, 48, right, 64)
     (outline,) = choose([answer(smaller, smaller, smaller, DEFECT)], given, ChooseConfig())

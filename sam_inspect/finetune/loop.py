@@ -161,7 +161,7 @@ class _Fit:
         logits, iou = decode_each(self.decoder, embeddings, *question)
         loss = self._of_masks(logits, iou, batch)
         if self.settings.keep:
-            before = self._before(kept, question)
+            before, _ = decode_each(self.network.mask_decoder, kept, *question)
             loss = loss + self.settings.keep * forgotten(logits, before, batch.truth, batch.valid).mean()
         if self.settings.prompt == "both" and rng.random() < CLICK_AGAIN:
             single = logits[:, :1].detach()
@@ -184,11 +184,6 @@ class _Fit:
         """What the decoder takes besides the embeddings."""
         encoder = self.network.prompt_encoder_for(batch.input_px)
         return encoder.get_dense_pe(), *encoder(points, boxes, masks)
-
-    @torch.no_grad()
-    def _before(self, kept: Tensor, question: tuple[Tensor, ...]) -> Tensor:
-        """The untuned network's logits."""
-        return decode_each(self.network.mask_decoder, kept, *question)[0]
 
     def _of_masks(self, logits: Tensor, iou: Tensor, batch: Batch) -> Tensor:
         """The single mask's loss, the best of three's beside it, and that of the IoU head."""

@@ -94,8 +94,8 @@ def test_a_limit_of_ones_own(quick: Path, sam_inspect, results, good: Path, tmp_
     assert sam_inspect(*line, "--out", tmp_path / "a", "--threshold", "0", "--min-area", "5").status == 0
     assert {row["threshold"] for row in results(tmp_path / "a").values()} == {0}
     assert all(d["area_px"] >= 5 for row in results(tmp_path / "a").values() for d in row["defects"])
-    for out, rate in (("b", "0.5"), ("c", "0.01")):
-        assert sam_inspect(*line, "--out", tmp_path / out, "--false-reject-rate", rate).status == 0
+    assert sam_inspect(*line, "--out", tmp_path / "b", "--false-reject-rate", "0.5").status == 0
+    assert sam_inspect(*line, "--out", tmp_path / "c").status == 0
     low, high = (next(iter(results(tmp_path / out).values()))["threshold"] for out in ("b", "c"))
     assert low < high
     both = sam_inspect(*line, "--out", tmp_path / "d", "--threshold", "1", "--false-reject-rate", "0.1")
