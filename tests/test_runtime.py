@@ -250,6 +250,7 @@ def test_ctrl_c_while_a_graph_is_made_is_no_missing_graph() -> None:
 
 
 def test_what_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     with pytest.raises(ConfigError, match="onnx: knows no bf16"):
         fastest.pick_runtime("onnx", "bf16", "cpu", None)
     with pytest.raises(ConfigError, match="tensorrt: is not known; name one of auto, torch"):
@@ -263,6 +264,8 @@ def test_what_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch, caplog: pytes
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     assert fastest.pick_runtime("openvino", "bf16", "cpu", None) == Runtime("openvino", "f32")
     assert "this processor computes none" in caplog.text
+    with pytest.raises(ConfigError, match="onnx: knows no bf16"):
+        fastest.pick_runtime("onnx", "bf16", "cpu", None)
     monkeypatch.setitem(PACKAGES, "openvino", "no_such_package")
     with pytest.raises(ConfigError, match=r"openvino: is not installed; install sam-inspect\[openvino\]"):
         fastest.pick_runtime("openvino", "auto", "cpu", None)

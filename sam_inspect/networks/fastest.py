@@ -40,22 +40,27 @@ def pick_runtime(name: str, precision: str, device: str, encoder: nn.Module | No
         ConfigError: it is not installed.
     """
     exact: Precision = "bf16" if precision == "bf16" else "f32"
+    if name != "auto":
+        _check_asked(Runtime(name, exact), device)  # type: ignore[arg-type]  # that is what is checked
     if exact == "bf16" and device == "cpu" and not has_bf16():
         log.warning("--precision bf16: this processor computes none; f32 is used")
         exact = "f32"
     if name != "auto":
-        runtime = Runtime(name, exact)  # type: ignore[arg-type]  # checked at once
-        check(runtime)
-        if runtime.name not in ON[device]:
-            raise UsageError(
-                f"--runtime {name}: runs on {'a GPU' if device == 'cpu' else 'the CPU'} only",
-                f"name one of auto, {', '.join(ON[device])}",
-            )
-        return runtime
+        return Runtime(name, exact)  # type: ignore[arg-type]
     every = [runtime for runtime in usable() if runtime.precision == exact]
     if device != "cpu" or encoder is None or len(every) == 1:
         return Runtime("torch", exact)
     return replace(_fastest(every, encoder, sha256), patient=True)
+
+
+def _check_asked(runtime: Runtime, device: str) -> None:
+    """Whatever this processor computes: a line that is wrong on one station is wrong on all."""
+    check(runtime)
+    if runtime.name not in ON[device]:
+        raise UsageError(
+            f"--runtime {runtime.name}: runs on {'a GPU' if device == 'cpu' else 'the CPU'} only",
+            f"name one of auto, {', '.join(ON[device])}",
+        )
 
 
 def _fastest(every: list[Runtime], encoder: nn.Module, sha256: str) -> Runtime:
