@@ -43,9 +43,20 @@ def test_training_says_where_the_recipe_is_and_what_comes_next(sam_inspect, plat
 
 
 @pytest.fixture(scope="module")
-def inspected(plant, sam_inspect, tmp_path_factory) -> Path:
+def parts(plant, tmp_path_factory) -> Path:
+    """Three good parts and two of each type of defect, in folders by type."""
+    folder = tmp_path_factory.mktemp("parts")
+    for kind in (plant.product / "test").iterdir():
+        for part in sorted(kind.iterdir())[: 3 if kind.name == "good" else 2]:
+            (folder / kind.name).mkdir(exist_ok=True)
+            shutil.copy(part, folder / kind.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inspected(plant, parts: Path, sam_inspect, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("inspected") / "out"
-    line = ["inspect", plant.product / "test", "--recipe", plant.recipe, "--out", out]
+    line = ["inspect", parts, "--recipe", plant.recipe, "--out", out]
     answer = sam_inspect(*line, "--save", "results,overlays,masks,maps,report")
     assert answer.status == 0, answer.err
     assert answer.out.strip().endswith(str(out / "index.html"))
@@ -103,8 +114,8 @@ def test_a_limit_of_ones_own(quick: Path, sam_inspect, results, good: Path, tmp_
     assert "--threshold" in both.error()
 
 
-def test_only_what_save_names_is_written(plant, sam_inspect, good: Path, tmp_path: Path) -> None:
-    line = ["inspect", good, "--recipe", plant.recipe, "--out", tmp_path / "out"]
+def test_only_what_save_names_is_written(quick: Path, sam_inspect, good: Path, tmp_path: Path) -> None:
+    line = ["inspect", good, "--recipe", quick, "--out", tmp_path / "out"]
     assert sam_inspect(*line, "--save", "masks").status == 0
     assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["masks", "results.jsonl"]
     misspelt = sam_inspect(*line, "--save", "mask")
@@ -145,22 +156,24 @@ def test_evaluation_writes_the_figures_that_others_read(labelled: Path, sam_insp
     assert (tmp_path / "out" / "index.html").exists()
 
 
-def test_json_logs_leave_stdout_to_the_results(plant, sam_inspect, good: Path, tmp_path: Path) -> None:
+def test_json_logs_leave_stdout_to_the_results(quick: Path, sam_inspect, good: Path, tmp_path: Path) -> None:
     (good / "cut.png").write_text("")
-    line = ["inspect", good, "--recipe", plant.recipe, "--out", tmp_path / "out", "--json-logs"]
+    line = ["inspect", good, "--recipe", quick, "--out", tmp_path / "out", "--json-logs"]
     answer = sam_inspect(*line)
     logs = [json.loads(line) for line in answer.err.splitlines()]
     assert any(log["level"] == "warning" and "cut.png" in log["message"] for log in logs)
     assert "inspected" in answer.out
 
 
-def test_quiet_says_nothing_beside_the_result(plant, sam_inspect, good: Path, tmp_path: Path) -> None:
-    line = ["inspect", good, "--recipe", plant.recipe, "--out", tmp_path / "out", "--quiet"]
+def test_quiet_says_nothing_beside_the_result(quick: Path, sam_inspect, good: Path, tmp_path: Path) -> None:
+    line = ["inspect", good, "--recipe", quick, "--out", tmp_path / "out", "--quiet"]
     assert sam_inspect(*line).err == ""
 
 
-def test_boxes_from_elsewhere_need_no_recipe(plant, sam_inspect, results, inspected: Path, tmp_path: Path) -> None:
-    shutil.copytree(plant.product / "test", tmp_path / "test")
+def test_boxes_from_elsewhere_need_no_recipe(
+    parts: Path, sam_inspect, results, inspected: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(parts, tmp_path / "test")
     line = ["inspect", tmp_path / "test", "--boxes", inspected / "coco.json", "--out", tmp_path / "out"]
     answer = sam_inspect(*line)
     assert answer.status == 0, answer.err

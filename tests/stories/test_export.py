@@ -129,10 +129,10 @@ def test_what_cannot_be_exported_is_named(plant: Any, tmp_path: Path, sam_inspec
     assert not list(tmp_path.iterdir())
 
 
-def test_openvino_takes_the_export(plant: Any, tmp_path: Path, sam_inspect: Callable[..., Any]) -> None:
+def test_openvino_takes_the_export(quick: Path, tmp_path: Path, sam_inspect: Callable[..., Any]) -> None:
     import openvino
 
-    answer = sam_inspect("export", plant.recipe, "--out", tmp_path, "--format", "openvino")
+    answer = sam_inspect("export", quick, "--out", tmp_path, "--format", "openvino")
     assert answer.status == 0, answer.err
     recipe = json.loads((tmp_path / "recipe.json").read_text())
     model = openvino.Core().read_model(tmp_path / recipe["heatmap"]["file"])
