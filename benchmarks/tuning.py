@@ -165,7 +165,7 @@ def figures(bench: Bench, indices: Sequence[int], masks: Sequence[Masks]) -> Row
 def truth_masks(bench: Bench, index: int, config: ChooseConfig) -> list[CropMask]:
     """Ground truth that went through a quarter of the input's size, as SAM's masks do."""
     asked = bench.probes[index].boxes
-    drawn = [drawn_truth(bench, index, view, prompt) for view, _ in asked.views for prompt in view.prompts]
+    drawn = [drawn_truth(bench, index, view, prompt) for view in asked.views for prompt in view.prompts]
     return asked.chosen(drawn, config.model_copy(update={"duplicate_iou": 1.0}))
 
 

@@ -30,20 +30,21 @@ def mask(encoder, decoder, recipe, image, rise, blur, peak, where, box):
     size = w, h = np.minimum(side, (width, height)).astype(int)
     left, top = corner = np.clip(np.round(np.mean(box, 0) - size / 2), 0, (width - w, height - h)).astype(int)
     crop, (columns, rows) = np.s_[top : top + h, left : left + w], np.round(size * px / size.max()).astype(int)
-    shown = np.tile(np.array(recipe["encoder"]["pad_with"], np.float32), (1 + choose["mirrored"], px, px, 1))
-    shown[:, :rows, :columns] = [cv2.resize(image[crop][::way], (columns, rows)) for way in (1, -1)][: len(shown)]
+    ways = np.array([(1, 1), (1, -1), (-1, 1), (-1, -1)])[: 4 if choose["mirrored"] else 1]  # x, y; -1: mirrored
+    shown = np.tile(np.array(recipe["encoder"]["pad_with"], np.float32), (len(ways), px, px, 1))
+    shown[:, :rows, :columns] = [cv2.resize(image[crop][::y, ::x], (columns, rows)) for x, y in ways]
     seen, low = [encoder.run(None, {"input_0": cv2.dnn.blobFromImage(each)})[0] for each in shown], choose["from_peak"]
     evidence, cells = np.clip((rise[crop] / peak - low) / (1 - low), 0, 1), (-(-columns // 4), -(-rows // 4))
     expected = cv2.resize(evidence, cells, interpolation=cv2.INTER_AREA)[..., None]
 
     def outline(*prompts):
         sides = []
-        for way, start, features in zip((1, -1), (corner, np.add(corner, (0, h))), seen, strict=False):  # also mirrored
-            xy = [(p - start) / size * (columns, way * rows) for p in prompts]
+        for way, features in zip(ways, seen, strict=True):
+            xy = [(p - corner - size * (way < 0)) / size * way * (columns, rows) for p in prompts]
             xy = [np.float32([[*p[:-2], *np.sort(p[-2:], 0)]]) for p in xy]
             asked = [{"input_0": features, "input_1": p, "input_2": np.float32([[1, 2, 3][-p.shape[1] :]])} for p in xy]
             logits, iou = (np.hstack(each)[0] for each in zip(*(decoder.run(None, a) for a in asked), strict=True))
-            sides.append((logits[:, : cells[1], : cells[0]][:, ::way], iou))
+            sides.append((logits[:, : cells[1], : cells[0]][:, :: way[1], :: way[0]], iou))
         logits, iou = (np.mean(each, 0) for each in zip(*sides, strict=True))
         would = cv2.GaussianBlur(np.float32(logits > 0).transpose(1, 2, 0), (0, 0), 0.7 * blur * columns / w / 4)
         would = np.clip((would / would.max((0, 1)).clip(1e-6) - low) / (1 - low), 0, 1)  # what the map shows of each
@@ -61,8 +62,7 @@ def main(folder, images):
     recipe = json.loads((folder / "recipe.json").read_text())
     graphs = [onnxruntime.InferenceSession(str(folder / recipe[n]["file"])) for n in ("heatmap", "encoder", "decoder")]
     for path in images:
-        image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
-        looks = {}
+        image, looks = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB), {}
         for look in recipe["heatmap"]["inputs"]:
             size = (look["width"], look["height"])
             by = cv2.INTER_AREA if look["height"] < image.shape[0] else cv2.INTER_LINEAR

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sam_inspect.choose import outline
 from sam_inspect.config import ChooseConfig
-from sam_inspect.mirror import mean_of_both, mirrored_prompt, mirrored_view
+from sam_inspect.mirror import AS_IT_IS, MIRRORS, Mirror, mean_of
 from sam_inspect.records import Box, Candidates, Localization, Prompt, View
 from sam_inspect.segment import Encoded, Interactive, Segmenter
 
@@ -35,7 +35,7 @@ def ask(
     A segmenter whose views cannot be asked again, as a plugin's may be, is asked once.
 
     Args:
-        segmenter: encodes each view once; its mirror image too, where the config says so.
+        segmenter: encodes each view once; its mirror images too, where the config says so.
         image: (H, W, 3) uint8 RGB.
         views: each with a box prompt for every region that it shows, as `prompt.plan_views` gives them.
         localization: the regions, and the map that they were found in (None where boxes were given).
@@ -43,17 +43,23 @@ def ask(
     """
     if not isinstance(segmenter, Interactive):
         return segmenter.segment(image, views) if views else []
-    encoded = [segmenter.encode(image, views)]
-    if config.mirrored:
-        encoded.append(segmenter.encode(image[::-1], [mirrored_view(view, len(image)) for view in views]))
+    encoded = [
+        segmenter.encode(mirror.image(image), [mirror.view(view, localization.original_hw) for view in views])
+        for mirror in seen_in(config)
+    ]
     seen = zip(*encoded, strict=True)
     return [answer for sides in seen for answer in ask_view(segmenter, sides, localization, config)]
+
+
+def seen_in(config: ChooseConfig) -> tuple[Mirror, ...]:
+    """In which mirror images each view is seen, as it is first."""
+    return MIRRORS if config.mirrored else (AS_IT_IS,)
 
 
 def ask_view(
     segmenter: Interactive, sides: Sequence[Encoded], localization: Localization, config: ChooseConfig
 ) -> list[Candidates]:
-    """The same for one view that is encoded already, alone or with its mirror image.
+    """The same for one view that is encoded already, alone or with its mirror images.
 
     A given box is asked about once.
     """
@@ -69,12 +75,14 @@ def ask_view(
 def _answers(
     segmenter: Interactive, sides: Sequence[Encoded], prompts: Sequence[Prompt], localization: Localization
 ) -> list[Candidates]:
-    """To each prompt, from the view and from its mirror image where there is one."""
-    answers, height = segmenter.decode(sides[0], prompts), localization.original_hw[0]
-    for mirror in sides[1:]:
-        mirrored = segmenter.decode(mirror, [mirrored_prompt(prompt, height) for prompt in prompts])
-        answers = [mean_of_both(*both) for both in zip(answers, mirrored, strict=True)]
-    return [_finest(answer) if localization.asked(answer.prompt).thin else answer for answer in answers]
+    """To each prompt, the mean of what the view and its mirror images answer."""
+    hw = localization.original_hw
+    answers = [
+        segmenter.decode(side, [mirror.prompt(prompt, hw) for prompt in prompts])
+        for mirror, side in zip(MIRRORS, sides, strict=False)
+    ]
+    together = [mean_of(each) for each in zip(*answers, strict=True)]
+    return [_finest(answer) if localization.asked(answer.prompt).thin else answer for answer in together]
 
 
 def _finest(answer: Candidates) -> Candidates:

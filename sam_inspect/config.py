@@ -67,7 +67,7 @@ class ChooseConfig(Section):
     duplicate_iou: float = Field(0.7, gt=0, le=1)
     """Of two defects that overlap more, the better one stays."""
     mirrored: bool = False
-    """SAM sees each view upside down as well, and its masks are the mean of both: better, for twice the encoding."""
+    """SAM sees each view's three mirror images as well; its masks are the mean: better, for four times the encoding."""
 
 
 class JudgeConfig(Section):

@@ -132,7 +132,7 @@ def test_a_segmenter_that_draws_one_mask_draws_lines_too() -> None:
     assert len(ask(Often(), IMAGE, [VIEW], found, ChooseConfig())[0].predicted_iou) == 1
 
 
-def test_an_outline_that_leans_to_one_side_is_put_straight_by_the_mirror_image() -> None:
+def test_an_outline_that_leans_to_one_side_is_put_straight_by_the_mirror_images() -> None:
     image = IMAGE.copy()
     image[HOLE[1] : HOLE[3], HOLE[0] : HOLE[2]] = 255
     leaning, straight = Leaning(), Leaning()
@@ -142,15 +142,20 @@ def test_an_outline_that_leans_to_one_side_is_put_straight_by_the_mirror_image()
         mask = from_full(answer.low_res_logits[0] > 0)
         assert mask is not None
         assert mask.box_xyxy == (*HOLE[:3], bottom)
-    assert [view.crop_xyxy for view in straight.encoded] == [VIEW.crop_xyxy] * 2
-    assert len(straight.asked) == 2 * len(leaning.asked)
+    assert [view.crop_xyxy for view in straight.encoded] == [VIEW.crop_xyxy] * 4
+    assert len(straight.asked) == 4 * len(leaning.asked)
 
 
-def test_a_given_box_is_asked_about_in_the_mirror_image_too() -> None:
+def test_a_given_box_is_asked_about_in_the_mirror_images_too() -> None:
     sam = Often()
     given = Localization(HW, 1.0, (Region(GUESS, (53.0, 58.0), 1.0),))
     ask(sam, IMAGE, [VIEW], given, ChooseConfig(mirrored=True))
-    assert [prompt.box_xyxy for prompt in sam.asked] == [(30, 40, 76, 76), (30, 52, 76, 88)]
+    assert [prompt.box_xyxy for prompt in sam.asked] == [
+        (30, 40, 76, 76),
+        (30, 52, 76, 88),
+        (52, 40, 98, 76),
+        (52, 52, 98, 88),
+    ]
 
 
 def test_a_given_box_is_no_guess() -> None:

@@ -538,7 +538,7 @@ def test_a_fit_that_broke_down_at_once_ships_nothing(tuner: Tuner, monkeypatch: 
 def test_the_localizers_errors_are_shares_of_the_true_box(tuner: Tuner) -> None:
     (x0, y0, x1, y1) = tuner.labels[0].defects[0].box_xyxy
     off = GivenBoxes([GivenBox((x0 - 3, y0, x1 + 6, y1 - 2), None), GivenBox((x0, y0, x0 + 2, y0 + 2), None)])
-    found = Question(Path("a.png"), off.localize(np.zeros((120, 160, 3), np.uint8)), (), ())
+    found = replace(tuner.probes[0].found, localization=off.localize(np.zeros((120, 160, 3), np.uint8)))
     errors = box_errors([replace(tuner.probes[0], found=found)])
     np.testing.assert_allclose(errors, [[-0.1, 0, 0.2, -0.1]], atol=1e-6)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sam_inspect.mirror import mean_of_both, mirrored_prompt, mirrored_view
+from sam_inspect.mirror import AS_IT_IS, MIRRORS, Mirror, mean_of
 from sam_inspect.records import Candidates, Prompt, View
 from sam_inspect.segment.views import to_input
 
@@ -16,16 +16,21 @@ shares = st.floats(0, 1)
 
 
 @st.composite
-def questions(draw: st.DrawFn) -> tuple[int, View, Prompt]:
-    """The height of an image, a view of it, and a box in it with a point in the box."""
-    height, crop_w, crop_h = draw(sides), draw(sides), draw(sides)
-    crop_h = min(crop_h, height)
-    top = draw(st.integers(0, height - crop_h))
-    x0, y0 = 0.8 * crop_w * draw(shares), top + 0.8 * crop_h * draw(shares)
-    x1, y1 = x0 + (crop_w - x0) * (0.1 + 0.9 * draw(shares)), y0 + (top + crop_h - y0) * (0.1 + 0.9 * draw(shares))
+def questions(draw: st.DrawFn) -> tuple[tuple[int, int], View, Prompt]:
+    """The size of an image, a view of it, and a box in it with a point in the box."""
+    hw = draw(sides), draw(sides)
+    (top, bottom), (left, right) = (span(draw, side) for side in hw)
+    x0, y0 = left + 0.8 * (right - left) * draw(shares), top + 0.8 * (bottom - top) * draw(shares)
+    x1, y1 = x0 + (right - x0) * (0.1 + 0.9 * draw(shares)), y0 + (bottom - y0) * (0.1 + 0.9 * draw(shares))
     middle = np.array([[(x0 + x1) / 2, (y0 + y1) / 2]], np.float32)
-    view = View((0, top, crop_w, top + crop_h), 256, ())
-    return height, view, Prompt(box_xyxy=(x0, y0, x1, y1), points_xy=middle, point_labels=np.ones(1, np.int64))
+    view = View((left, top, right, bottom), 256, ())
+    return hw, view, Prompt(box_xyxy=(x0, y0, x1, y1), points_xy=middle, point_labels=np.ones(1, np.int64))
+
+
+def span(draw: st.DrawFn, side: int) -> tuple[int, int]:
+    """At least 16 pixels of a side."""
+    first = draw(st.integers(0, side - 16))
+    return first, draw(st.integers(first + 16, side))
 
 
 def drawn(view: View, prompt: Prompt) -> Candidates:
@@ -43,21 +48,43 @@ def edges(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(near.any(0) & ~near.all(0))
 
 
-@given(questions())
-def test_twice_mirrored_is_as_before(question: tuple[int, View, Prompt]) -> None:
-    height, view, prompt = question
-    assert mirrored_view(mirrored_view(view, height), height).crop_xyxy == view.crop_xyxy
-    again = mirrored_prompt(mirrored_prompt(prompt, height), height)
+@given(questions(), st.sampled_from(MIRRORS))
+def test_twice_mirrored_is_as_before(question: tuple[tuple[int, int], View, Prompt], mirror: Mirror) -> None:
+    hw, view, prompt = question
+    assert mirror.view(mirror.view(view, hw), hw).crop_xyxy == view.crop_xyxy
+    again = mirror.prompt(mirror.prompt(prompt, hw), hw)
     np.testing.assert_allclose(np.array(again.box_xyxy), np.array(prompt.box_xyxy), atol=1e-3)
     np.testing.assert_allclose(again.points_xy, prompt.points_xy, atol=1e-3)
 
 
+@given(questions(), st.sampled_from(MIRRORS))
+def test_what_is_shown_there_are_the_same_pixels(
+    question: tuple[tuple[int, int], View, Prompt], mirror: Mirror
+) -> None:
+    hw, view, _ = question
+    image = np.random.default_rng(0).integers(0, 256, (*hw, 3), np.uint8)
+    (x0, y0, x1, y1), (left, top, right, bottom) = view.crop_xyxy, mirror.view(view, hw).crop_xyxy
+    there = mirror.image(image)[top:bottom, left:right]
+    assert np.array_equal(mirror.image(there), image[y0:y1, x0:x1])
+
+
 @given(questions())
-def test_both_draw_a_box_at_one_place(question: tuple[int, View, Prompt]) -> None:
-    height, view, prompt = question
-    direct = drawn(view, prompt)
-    both = mean_of_both(direct, drawn(mirrored_view(view, height), mirrored_prompt(prompt, height)))
-    differs = both.low_res_logits[0] != direct.low_res_logits[0]
-    assert not (differs & ~edges(both.low_res_logits[0] > -8)).any()
-    assert (both.view, both.prompt) == (view, prompt)
-    assert mirrored_prompt(prompt, height).points_xy[0, 1] == np.float32(height) - prompt.points_xy[0, 1]
+def test_all_draw_a_box_at_one_place(question: tuple[tuple[int, int], View, Prompt]) -> None:
+    hw, view, prompt = question
+    answers = [drawn(mirror.view(view, hw), mirror.prompt(prompt, hw)) for mirror in MIRRORS]
+    together = mean_of(answers)
+    differs = together.low_res_logits[0] != answers[0].low_res_logits[0]
+    assert not (differs & ~edges(together.low_res_logits[0] > -8)).any()
+    assert (together.view, together.prompt) == (view, prompt)
+    for mirror, answer in zip(MIRRORS, answers, strict=True):
+        (x, y), (height, width) = prompt.points_xy[0], np.float32(hw)
+        expected = (x if mirror.across > 0 else width - x, y if mirror.down > 0 else height - y)
+        assert tuple(answer.prompt.points_xy[0]) == expected
+
+
+def test_an_answer_alone_stays_as_it_is() -> None:
+    view, prompt = View((0, 0, 64, 64), 256, ()), Prompt(box_xyxy=(8.0, 8.0, 40.0, 30.0))
+    answer = drawn(view, prompt)
+    assert mean_of([answer]) is answer
+    assert AS_IT_IS.view(view, (64, 64)) is view
+    assert AS_IT_IS.prompt(prompt, (64, 64)) is prompt

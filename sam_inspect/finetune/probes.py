@@ -6,7 +6,7 @@ Each is asked twice: about its ground-truth boxes, and about what the recipe's l
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sam_inspect.ask import ask_view
+from sam_inspect.ask import ask_view, seen_in
 from sam_inspect.choose import choose
 from sam_inspect.config import ChooseConfig
 from sam_inspect.errors import RecipeError
@@ -23,7 +23,7 @@ from sam_inspect.finetune.labels import Label
 from sam_inspect.images import Rgb, read_image
 from sam_inspect.localize.boxes import GivenBox, GivenBoxes
 from sam_inspect.masks import box_iou, union
-from sam_inspect.mirror import mirrored_view
+from sam_inspect.mirror import AS_IT_IS, Mirror
 from sam_inspect.pipeline import Inspector
 from sam_inspect.prompt import find_regions, plan_views
 from sam_inspect.records import Box, Candidates, CropMask, Localization, View
@@ -36,36 +36,50 @@ Errors = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """Regions of an image, and the encoded views in which they are asked about, with the mirror image of each."""
+    """Regions of an image and the views in which they are asked about.
 
-    image: Path
+    Attributes:
+        kept: the embeddings of all views, in each mirror image that has been asked for.
+    """
+
+    file: Path
     localization: Localization
-    views: tuple[tuple[View, Kept], ...]
-    mirrored: tuple[tuple[View, Kept], ...]
+    views: tuple[View, ...]
+    encoder: CachedEncoder
+    kept: dict[Mirror, list[Kept]] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls, file: Path, image: Rgb, localization: Localization, views: Sequence[View], encoder: CachedEncoder
     ) -> Self:
         """What is asked about an image in these views. Raises OutputError where an embedding cannot be kept."""
-        mirrored = [mirrored_view(view, len(image)) for view in views]
-        return cls(file, localization, _kept(image, views, encoder), _kept(image[::-1], mirrored, encoder))
+        question = cls(file, localization, tuple(views), encoder)
+        question._embed(AS_IT_IS, image)
+        return question
 
     def candidates(self, sam: Sam, config: ChooseConfig) -> list[Candidates]:
-        """A network's answers; what is kept serves where its encoder is the untuned one."""
-        encoded = [self._encoded(sam, mirror) for mirror in ((False, True) if config.mirrored else (False,))]
-        seen = zip(*encoded, strict=True)
+        """A network's answers; what is kept serves where its encoder is the untuned one. Raises OutputError."""
+        seen = zip(*(self._encoded(sam, mirror) for mirror in seen_in(config)), strict=True)
         return [answer for sides in seen for answer in ask_view(sam, sides, self.localization, config)]
 
-    def _encoded(self, sam: Sam, mirror: bool) -> Iterator[Embedding]:
-        """Every view, or the mirror image of every view."""
-        views = self.mirrored if mirror else self.views
+    def _encoded(self, sam: Sam, mirror: Mirror) -> Iterator[Embedding]:
+        """Every view in a mirror image."""
+        views = self._there(mirror)
         if sam.encoder_tuned:
-            image = read_image(self.image)
-            yield from sam.encode(image[::-1] if mirror else image, [view for view, _ in views])
+            yield from sam.encode(mirror.image(read_image(self.file)), views)
             return
-        for view, kept in views:
+        if mirror not in self.kept:
+            self._embed(mirror, read_image(self.file))
+        for view, kept in zip(views, self.kept[mirror], strict=True):
             yield Embedding(view, torch.from_numpy(kept.load().astype(np.float32))[None].to(sam.device))
+
+    def _embed(self, mirror: Mirror, image: Rgb) -> None:
+        crops = [(view.input_px, view.crop_xyxy) for view in self._there(mirror)]
+        seen = mirror.image(image)
+        self.kept[mirror] = [self.encoder.embed(seen[y0:y1, x0:x1], px) for px, (x0, y0, x1, y1) in crops]
+
+    def _there(self, mirror: Mirror) -> list[View]:
+        return [mirror.view(view, self.localization.original_hw) for view in self.views]
 
     def chosen(self, candidates: Sequence[Candidates], config: ChooseConfig) -> list[CropMask]:
         """The masks that are chosen from them."""
@@ -136,11 +150,6 @@ def _question(
     fixed = encoder.sam.fixed_input_px
     shown = [view if fixed is None else replace(view, input_px=fixed) for view in views]
     return Question.of(label.sample.image, image, localization, shown, encoder)
-
-
-def _kept(image: Rgb, views: Sequence[View], encoder: CachedEncoder) -> tuple[tuple[View, Kept], ...]:
-    crops = [(view, view.crop_xyxy) for view in views]
-    return tuple((view, encoder.embed(image[y0:y1, x0:x1], view.input_px)) for view, (x0, y0, x1, y1) in crops)
 
 
 def box_errors(probes: Sequence[Probe]) -> Errors:

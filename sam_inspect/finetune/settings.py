@@ -49,7 +49,7 @@ class Settings(Section):
     leash: float = Field(0.05, ge=0, le=10)
     """How far each of the decoder's tensors may go, as a share of its norm; 0 for as far as it likes."""
     mirrored: bool = True
-    """Whether the tuned network is asked about each view's mirror image as well: see `ChooseConfig.mirrored`."""
+    """Whether the tuned network is asked about each view's mirror images as well: see `ChooseConfig.mirrored`."""
     guard: bool = True
     """Held-out labels decide how far to go, and whether the untuned decoder stays."""
     seed: int = 0

@@ -58,7 +58,7 @@ class Interactive(Segmenter, Protocol):
         """An `Encoded` for each view, in order; a value that can be kept.
 
         Args:
-            image: (H, W, 3) uint8 RGB; of a mirror image a view whose rows run backwards.
+            image: (H, W, 3) uint8 RGB; of a mirror image a view whose rows or columns run backwards.
             views: crops of it; their prompts play no part in it, and stay with the views.
         """
         ...
