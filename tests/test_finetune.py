@@ -34,6 +34,7 @@ from sam_inspect.finetune.views import Sizes, TrainingView, Turn, ViewMaker, jit
 from sam_inspect.localize.boxes import GivenBox, GivenBoxes
 from sam_inspect.masks import filled_box
 from sam_inspect.metrics import mask_iou
+from sam_inspect.mirror import AS_IT_IS, MIRRORS
 from sam_inspect.networks.mask_decoder import decode_each
 from sam_inspect.progress import silent
 from sam_inspect.prompt import plan_views
@@ -533,6 +534,16 @@ def test_a_fit_that_broke_down_at_once_ships_nothing(tuner: Tuner, monkeypatch: 
         tuned = tuner.tune(train, "all", silent)
         assert not tuned.decoder
     assert "step 3" in tuned.word
+
+
+def test_a_label_is_encoded_once_in_each_mirror_image_that_is_asked_for(tuner: Tuner) -> None:
+    question, encoder = tuner.probes[0].found, tuner.probes[0].found.encoder
+    question.candidates(tuner.sam, ChooseConfig())
+    assert list(question.kept) == [AS_IT_IS]
+    for _ in range(2):
+        question.candidates(tuner.sam, ChooseConfig(mirrored=True))
+        assert tuple(question.kept) == MIRRORS
+        assert encoder.encoded == len(tuner.probes) + 3 * len(question.views)
 
 
 def test_the_localizers_errors_are_shares_of_the_true_box(tuner: Tuner) -> None:
