@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,7 +28,7 @@ from sam_inspect.progress import silent
 from sam_inspect.prompt import find_regions
 from sam_inspect.weights import LoadedWeights
 
-ARGS = {"bank_patches": 2000}
+ARGS: dict[str, Any] = {"bank_patches": 2000}
 
 
 def test_distances_are_those_of_brute_force() -> None:
@@ -87,10 +88,11 @@ def bank(images: list[Path], weights: Callable[[str], LoadedWeights]) -> MemoryB
 def test_good_parts_beyond_what_can_be_held_are_learned_from_all_the_same(
     images: list[Path], weights: Callable[[str], LoadedWeights], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More at 512 pixels than at 160: every look holds the same ones, or their maps would not fit together."""
+    """More at 256 pixels than at 160: every look holds the same ones, or their maps would not fit together."""
     weights("mobile_sam")
     monkeypatch.setattr(memory_bank, "HELD_BYTES", 6_000_000)
-    _, fit = MemoryBank.fit(images, ARGS, device="cpu", progress=silent)
+    looks = [{"size_px": size, "cell_px": 8} for size in (256, 160)]
+    _, fit = MemoryBank.fit(images, ARGS | {"backbones": looks}, device="cpu", progress=silent)
     assert 2 <= len(fit.calibration_scores) < 8
 
 
