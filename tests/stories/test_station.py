@@ -68,19 +68,20 @@ def test_a_station_gives_the_verdicts_and_masks_of_the_office(
     sam_inspect: Callable[..., Any],
     results: Callable[[Path], Any],
 ) -> None:
-    answer = at(station, "inspect", good, "--recipe", demo_export, "--out", tmp_path / "station")
+    parts = sorted(good.iterdir())[1:3]
+    answer = at(station, "inspect", *parts, "--recipe", demo_export, "--out", tmp_path / "station")
     assert answer.returncode == 0, answer.stderr
     assert (tmp_path / "station" / "index.html").is_file()
-    assert sam_inspect("inspect", good, "--recipe", plant.recipe, "--out", tmp_path / "office").status == 0
+    assert sam_inspect("inspect", *parts, "--recipe", plant.recipe, "--out", tmp_path / "office").status == 0
     there, here = results(tmp_path / "station"), results(tmp_path / "office")
     assert {name: row["verdict"] for name, row in there.items()} == {n: row["verdict"] for n, row in here.items()}
-    assert any(row["verdict"] == "fail" for row in here.values())
+    assert {row["verdict"] for row in here.values()} == {"pass", "fail"}
     for name, row in here.items():
         if row["defects"]:
             ours, theirs = masks(row), masks(there[name])
             assert (ours & theirs).sum() >= 0.97 * (ours | theirs).sum()
-    again = at(station, "inspect", good, "--recipe", demo_export, "--out", tmp_path / "station")
-    assert "4" in again.stdout
+    again = at(station, "inspect", *parts, "--recipe", demo_export, "--out", tmp_path / "station")
+    assert "2" in again.stdout
     assert "inspected" in again.stdout
 
 
