@@ -59,7 +59,7 @@ def seen_in(config: ChooseConfig) -> tuple[Mirror, ...]:
 def ask_view(
     segmenter: Interactive, sides: Sequence[Encoded], localization: Localization, config: ChooseConfig
 ) -> list[Candidates]:
-    """The same for one view that is encoded already, alone or with its mirror images.
+    """The same for one view that is encoded already, in the mirror images that `seen_in` names and in their order.
 
     A given box is asked about once.
     """

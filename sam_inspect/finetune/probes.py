@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sam_inspect.ask import ask_view, seen_in
+from sam_inspect.ask import ask, ask_view, seen_in
 from sam_inspect.choose import choose
 from sam_inspect.config import ChooseConfig
 from sam_inspect.errors import RecipeError
@@ -54,29 +54,29 @@ class Question:
     ) -> Self:
         """What is asked about an image in these views. Raises OutputError where an embedding cannot be kept."""
         question = cls(file, localization, tuple(views), encoder)
-        question._embed(AS_IT_IS, image)
+        question._embed([AS_IT_IS], image)
         return question
 
     def candidates(self, sam: Sam, config: ChooseConfig) -> list[Candidates]:
         """A network's answers; what is kept serves where its encoder is the untuned one. Raises OutputError."""
-        seen = zip(*(self._encoded(sam, mirror) for mirror in seen_in(config)), strict=True)
+        if sam.encoder_tuned:
+            return ask(sam, read_image(self.file), self.views, self.localization, config)
+        mirrors = seen_in(config)
+        if missing := [mirror for mirror in mirrors if mirror not in self.kept]:
+            self._embed(missing, read_image(self.file))
+        seen = zip(*(self._encoded(sam, mirror) for mirror in mirrors), strict=True)
         return [answer for sides in seen for answer in ask_view(sam, sides, self.localization, config)]
 
     def _encoded(self, sam: Sam, mirror: Mirror) -> Iterator[Embedding]:
-        """Every view in a mirror image."""
-        views = self._there(mirror)
-        if sam.encoder_tuned:
-            yield from sam.encode(mirror.image(read_image(self.file)), views)
-            return
-        if mirror not in self.kept:
-            self._embed(mirror, read_image(self.file))
-        for view, kept in zip(views, self.kept[mirror], strict=True):
+        """Every view in a mirror image, as it is kept."""
+        for view, kept in zip(self._there(mirror), self.kept[mirror], strict=True):
             yield Embedding(view, torch.from_numpy(kept.load().astype(np.float32))[None].to(sam.device))
 
-    def _embed(self, mirror: Mirror, image: Rgb) -> None:
-        crops = [(view.input_px, view.crop_xyxy) for view in self._there(mirror)]
-        seen = mirror.image(image)
-        self.kept[mirror] = [self.encoder.embed(seen[y0:y1, x0:x1], px) for px, (x0, y0, x1, y1) in crops]
+    def _embed(self, mirrors: Sequence[Mirror], image: Rgb) -> None:
+        for mirror in mirrors:
+            crops = [(view.input_px, view.crop_xyxy) for view in self._there(mirror)]
+            seen = mirror.image(image)
+            self.kept[mirror] = [self.encoder.embed(seen[y0:y1, x0:x1], px) for px, (x0, y0, x1, y1) in crops]
 
     def _there(self, mirror: Mirror) -> list[View]:
         return [mirror.view(view, self.localization.original_hw) for view in self.views]

@@ -10,13 +10,14 @@ import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
 
 from sam_inspect.errors import OutputError, UsageError
 from sam_inspect.files import make_folder, write_text
-from sam_inspect.networks.graphs import ON, PACKAGES, Precision, Runtime, check, usable
+from sam_inspect.networks.graphs import ON, PACKAGES, Precision, Runtime, RuntimeName, check, usable
 from sam_inspect.networks.runtime import has_bf16, run, running_on
 from sam_inspect.weights import cache_folder
 
@@ -40,27 +41,28 @@ def pick_runtime(name: str, precision: str, device: str, encoder: nn.Module | No
         ConfigError: it is not installed.
     """
     exact: Precision = "bf16" if precision == "bf16" else "f32"
-    if name != "auto":
-        _check_asked(Runtime(name, exact), device)  # type: ignore[arg-type]  # that is what is checked
+    named = _named(name, exact, device) if name != "auto" else None
     if exact == "bf16" and device == "cpu" and not has_bf16():
         log.warning("--precision bf16: this processor computes none; f32 is used")
         exact = "f32"
-    if name != "auto":
-        return Runtime(name, exact)  # type: ignore[arg-type]
+    if named is not None:
+        return replace(named, precision=exact)
     every = [runtime for runtime in usable() if runtime.precision == exact]
     if device != "cpu" or encoder is None or len(every) == 1:
         return Runtime("torch", exact)
     return replace(_fastest(every, encoder, sha256), patient=True)
 
 
-def _check_asked(runtime: Runtime, device: str) -> None:
-    """Whatever this processor computes: a line that is wrong on one station is wrong on all."""
+def _named(name: str, precision: Precision, device: str) -> Runtime:
+    """Checked whatever this processor computes: a line that is wrong on one station is wrong on all."""
+    runtime = Runtime(cast(RuntimeName, name), precision)
     check(runtime)
     if runtime.name not in ON[device]:
         raise UsageError(
-            f"--runtime {runtime.name}: runs on {'a GPU' if device == 'cpu' else 'the CPU'} only",
+            f"--runtime {name}: runs on {'a GPU' if device == 'cpu' else 'the CPU'} only",
             f"name one of auto, {', '.join(ON[device])}",
         )
+    return runtime
 
 
 def _fastest(every: list[Runtime], encoder: nn.Module, sha256: str) -> Runtime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import venv
 from collections.abc import Callable
@@ -81,8 +82,8 @@ def test_a_station_gives_the_verdicts_and_masks_of_the_office(
             ours, theirs = masks(row), masks(there[name])
             assert (ours & theirs).sum() >= 0.97 * (ours | theirs).sum()
     again = at(station, "inspect", *parts, "--recipe", demo_export, "--out", tmp_path / "station")
-    assert "2" in again.stdout
     assert "inspected" in again.stdout
+    assert re.search(r"│ 0 +│ +2 │", again.stdout), "none inspected, both resumed"
 
 
 def test_a_station_serves(export: Path, station: Path, serving: Callable[..., Any], good: Path, tmp_path: Path) -> None:
