@@ -30,6 +30,9 @@ app.add_typer(cli_serve.keys_app, name="keys")
 
 Recipe = Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="Folder of the recipe.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="Folder for the results.")]
+Config = Annotated[
+    str, typer.Option(metavar="NAME|FILE", help="A ready recipe (default, fast, fine, accurate) or a YAML file.")
+]
 Labelled = Annotated[Path, typer.Argument(metavar="DATA", help="Folder in MVTec layout, with test and ground_truth.")]
 Groups = Annotated[
     Path | None,
@@ -64,9 +67,7 @@ def train(
         ),
     ],
     recipe: Recipe,
-    config: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="A ready recipe (default, fast, fine, accurate) or a YAML file.")
-    ] = "default",
+    config: Config = "default",
     from_anomalib: Annotated[
         Path | None,
         typer.Option(
@@ -392,13 +393,20 @@ def synth(
 
 
 @app.command()
-def demo(out: Out, device: Device = "auto", quiet: Quiet = False, json_logs: JsonLogs = False) -> None:
+def demo(
+    out: Out,
+    config: Config = "default",
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
+) -> None:
     """Draws a small product, trains on it, inspects its defective parts and scores the result: a few minutes."""
     with session(quiet, json_logs, interrupted=RESUME) as progress:
+        from sam_inspect.config import find_config
         from sam_inspect.demo import run_demo
         from sam_inspect.evaluate import as_tables
 
-        figures, page = run_demo(out, device=device, progress=progress)
+        figures, page = run_demo(out, find_config(config), device=device, progress=progress)
         for shown in as_tables(figures):
             table(*shown)
         print(page)

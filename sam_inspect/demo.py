@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from sam_inspect.config import find_config
+from sam_inspect.config import RecipeConfig
 from sam_inspect.errors import UsageError
 from sam_inspect.evaluate import evaluate
 from sam_inspect.evaluate.figures import Figures
@@ -17,13 +17,14 @@ from sam_inspect.training import train_recipe
 log = logging.getLogger(__name__)
 
 
-def run_demo(out: Path, *, device: str, progress: Progress) -> tuple[Figures, Path]:
+def run_demo(out: Path, config: RecipeConfig, *, device: str, progress: Progress) -> tuple[Figures, Path]:
     """Writes `product`, `recipe` and `results` into `out`.
 
     Run again, it draws what is missing or spoilt of the product, and trains and inspects anew.
 
     Args:
         out: made where it is missing.
+        config: of the recipe.
         device: `auto`, `cpu` or `cuda`.
         progress: shows how far it is.
 
@@ -38,7 +39,7 @@ def run_demo(out: Path, *, device: str, progress: Progress) -> tuple[Figures, Pa
     _refuse_others_work(out)
     product = write_product(out / "product", progress=progress)
     log.info(f"{product}: drawn; training on its good parts")
-    recipe = train_recipe(product, out / "recipe", find_config("default"), device=device, progress=progress)
+    recipe = train_recipe(product, out / "recipe", config, device=device, progress=progress)
     log.info(f"{recipe.folder}: trained; inspecting the test images")
     inspector = Inspector.from_recipe(recipe.folder, device)
     results = out / "results"

@@ -130,19 +130,22 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Answ
 
 
 @pytest.fixture(scope="session")
-def plant(tmp_path_factory: pytest.TempPathFactory) -> Plant:
-    """The demo."""
-    return Plant(*once(tmp_path_factory, "plant", lambda folder: run("demo", "--out", folder)))
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config that looks at a part twice as the default does three times, and is quick."""
+    looks = [
+        {"name": "mobile_sam", "layers": [1, 2, 3], "size_px": 384, "cell_px": 8},
+        {"name": "mobile_sam", "layers": [1, 2, 3], "size_px": 160, "cell_px": 8, "draws": False},
+    ]
+    config = tmp_path_factory.mktemp("config") / "small.yaml"
+    config.write_text(json.dumps({"localizer": {"name": "memory_bank", "args": {"backbones": looks}}}))
+    return config
 
 
 @pytest.fixture(scope="session")
-def quick(plant: Plant, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe that looks at the drawn product once, and small: for stories of what is done with any recipe."""
-    config = tmp_path_factory.mktemp("quick") / "quick.yaml"
-    look = {"name": "mobile_sam", "layers": [1, 2, 3], "size_px": 256, "cell_px": 8}
-    config.write_text(json.dumps({"localizer": {"name": "memory_bank", "args": {"backbones": [look]}}}))
-    line = ["train", plant.product, "--config", config, "--recipe"]
-    return once(tmp_path_factory, "recipe", lambda folder: run(*line, folder))[0]
+def plant(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Plant:
+    """The demo of the small recipe: the stories are of any."""
+    line = ["demo", "--config", small, "--out"]
+    return Plant(*once(tmp_path_factory, "plant", lambda folder: run(*line, folder)))
 
 
 @pytest.fixture
@@ -158,12 +161,12 @@ def good(plant: Plant, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def labelled(plant: Plant, quick: Path, tmp_path: Path) -> Path:
-    """Two labelled images of each type of the drawn product, and a recipe beside them."""
+def labelled(plant: Plant, tmp_path: Path) -> Path:
+    """Two labelled images each of chips, dents and good parts of the drawn product, and a recipe beside them."""
     data = tmp_path / "data"
-    for kind in sorted((plant.product / "test").iterdir()):
-        for image in sorted(kind.iterdir())[:2]:
-            for part in (image, *(plant.product / "ground_truth" / kind.name).glob(f"{image.stem}*")):
+    for kind in ("chip", "dent", "good"):
+        for image in sorted((plant.product / "test" / kind).iterdir())[:2]:
+            for part in (image, *(plant.product / "ground_truth" / kind).glob(f"{image.stem}*")):
                 target = data / part.relative_to(plant.product)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(part, target)
@@ -171,7 +174,7 @@ def labelled(plant: Plant, quick: Path, tmp_path: Path) -> Path:
     good.mkdir(parents=True)
     for image in sorted((plant.product / "train" / "good").iterdir())[:2]:
         shutil.copy(image, good)
-    shutil.copytree(quick, tmp_path / "recipe")
+    shutil.copytree(plant.recipe, tmp_path / "recipe")
     return data
 
 
@@ -225,19 +228,9 @@ def serving() -> Callable[..., Any]:
     return running
 
 
-def exported(recipe: Path, factory: pytest.TempPathFactory, name: str) -> Path:
-    path, answer = once(factory, name, lambda out: run("export", recipe, "--out", out))
+@pytest.fixture(scope="session")
+def export(plant: Plant, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the demo's recipe."""
+    path, answer = once(tmp_path_factory, "export", lambda out: run("export", plant.recipe, "--out", out))
     assert answer.out.strip() == str(path / "recipe.json")
     return path
-
-
-@pytest.fixture(scope="session")
-def export(quick: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the quick recipe."""
-    return exported(quick, tmp_path_factory, "export")
-
-
-@pytest.fixture(scope="session")
-def demo_export(plant: Plant, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the demo's recipe."""
-    return exported(plant.recipe, tmp_path_factory, "demo/export")

@@ -100,8 +100,8 @@ def test_defects_are_found_and_good_parts_pass(inspected: Path) -> None:
     assert np.mean([[b > g for g in good] for b in bad]) > 0.9  # the area under the ROC curve
 
 
-def test_a_limit_of_ones_own(quick: Path, sam_inspect, results, good: Path, tmp_path: Path) -> None:
-    line = ["inspect", good, "--recipe", quick, "--save", "results"]
+def test_a_limit_of_ones_own(plant, sam_inspect, results, good: Path, tmp_path: Path) -> None:
+    line = ["inspect", *sorted(good.iterdir())[1:3], "--recipe", plant.recipe, "--save", "results"]
     assert sam_inspect(*line, "--out", tmp_path / "a", "--threshold", "0", "--min-area", "5").status == 0
     assert {row["threshold"] for row in results(tmp_path / "a").values()} == {0}
     assert all(d["area_px"] >= 5 for row in results(tmp_path / "a").values() for d in row["defects"])
@@ -114,8 +114,8 @@ def test_a_limit_of_ones_own(quick: Path, sam_inspect, results, good: Path, tmp_
     assert "--threshold" in both.error()
 
 
-def test_only_what_save_names_is_written(quick: Path, sam_inspect, good: Path, tmp_path: Path) -> None:
-    line = ["inspect", good, "--recipe", quick, "--out", tmp_path / "out"]
+def test_only_what_save_names_is_written(plant, sam_inspect, good: Path, tmp_path: Path) -> None:
+    line = ["inspect", good, "--recipe", plant.recipe, "--out", tmp_path / "out"]
     assert sam_inspect(*line, "--save", "masks").status == 0
     assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["masks", "results.jsonl"]
     misspelt = sam_inspect(*line, "--save", "mask")
@@ -156,17 +156,17 @@ def test_evaluation_writes_the_figures_that_others_read(labelled: Path, sam_insp
     assert (tmp_path / "out" / "index.html").exists()
 
 
-def test_json_logs_leave_stdout_to_the_results(quick: Path, sam_inspect, good: Path, tmp_path: Path) -> None:
+def test_json_logs_leave_stdout_to_the_results(plant, sam_inspect, good: Path, tmp_path: Path) -> None:
     (good / "cut.png").write_text("")
-    line = ["inspect", good, "--recipe", quick, "--out", tmp_path / "out", "--json-logs"]
+    line = ["inspect", good, "--recipe", plant.recipe, "--out", tmp_path / "out", "--json-logs"]
     answer = sam_inspect(*line)
     logs = [json.loads(line) for line in answer.err.splitlines()]
     assert any(log["level"] == "warning" and "cut.png" in log["message"] for log in logs)
     assert "inspected" in answer.out
 
 
-def test_quiet_says_nothing_beside_the_result(quick: Path, sam_inspect, good: Path, tmp_path: Path) -> None:
-    line = ["inspect", good, "--recipe", quick, "--out", tmp_path / "out", "--quiet"]
+def test_quiet_says_nothing_beside_the_result(plant, sam_inspect, good: Path, tmp_path: Path) -> None:
+    line = ["inspect", good, "--recipe", plant.recipe, "--out", tmp_path / "out", "--quiet"]
     assert sam_inspect(*line).err == ""
 
 

@@ -80,7 +80,7 @@ def test_an_anomalib_model_is_trained_inspects_is_scored_and_its_masks_are_tuned
     scored = sam_inspect("evaluate", plates, "--recipe", recipe, "--json", tmp_path / "figures.json")
     assert scored.status == 0, scored.err
     assert json.loads((tmp_path / "figures.json").read_text())["pixel"]["auroc"] > 0.9
-    tuned = sam_inspect("finetune", plates, "--recipe", recipe, "--epochs", "0.1")
+    tuned = sam_inspect("finetune", plates, "--recipe", recipe, "--preset", "study", "--epochs", "1")
     assert tuned.status == 0, tuned.err
     assert (recipe / "finetune/compare.html").is_file()
 

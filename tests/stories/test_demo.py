@@ -47,7 +47,17 @@ def test_each_defective_part_has_its_pictures(plant) -> None:
 
 
 @pytest.mark.slow
-def test_it_can_be_run_again_where_it_was_interrupted_or_spoilt(plant, sam_inspect, tmp_path: Path) -> None:
+def test_a_newcomers_demo_is_of_the_default_recipe(sam_inspect, tmp_path: Path) -> None:
+    answer = sam_inspect("demo", "--out", tmp_path / "demo")
+    assert answer.status == 0, answer.err
+    figures = figures_of(tmp_path / "demo")
+    assert figures["image"]["auroc"] > 0.99
+    assert figures["pixel"]["au_pro_30"] > 0.98
+    assert figures["masks"]["refined"]["mean_iou"] > 0.6
+
+
+@pytest.mark.slow
+def test_it_can_be_run_again_where_it_was_interrupted_or_spoilt(plant, small, sam_inspect, tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     shutil.copytree(plant.demo, folder)
     before = figures_of(folder)
@@ -55,7 +65,7 @@ def test_it_can_be_run_again_where_it_was_interrupted_or_spoilt(plant, sam_inspe
     whole = spoilt.read_bytes()
     spoilt.write_bytes(whole[:5000])
     next((folder / "recipe").glob("*.safetensors")).unlink()
-    answer = sam_inspect("demo", "--out", folder, "--quiet")
+    answer = sam_inspect("demo", "--config", small, "--out", folder, "--quiet")
     assert answer.status == 0, answer.err
     assert spoilt.read_bytes() == whole
     assert figures_of(folder) == before

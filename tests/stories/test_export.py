@@ -36,11 +36,11 @@ def planes(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def test_the_graphs_answer_as_sam_inspect_does(
-    plant: Any, good: Path, demo_export: Path, monkeypatch: pytest.MonkeyPatch
+    plant: Any, good: Path, export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nearest, "_fast_dtype", lambda device: torch.float32)
     inspector = Inspector.from_recipe(plant.recipe, "cpu", runtime="torch")
-    recipe, graphs = sessions(demo_export)
+    recipe, graphs = sessions(export)
     assert recipe["threshold"] == pytest.approx(inspector.threshold)
     for path in sorted(good.iterdir()):
         image = read_image(path)
@@ -77,7 +77,7 @@ def test_the_graphs_answer_as_sam_inspect_does(
 def test_a_program_without_sam_inspect_finds_the_same_defects(
     plant: Any,
     good: Path,
-    demo_export: Path,
+    export: Path,
     tmp_path: Path,
     sam_inspect: Callable[..., Any],
     results: Callable[[Path], Any],
@@ -86,25 +86,25 @@ def test_a_program_without_sam_inspect_finds_the_same_defects(
     parts = sorted(good.iterdir())[1:3]
     assert sam_inspect("inspect", *parts, "--recipe", plant.recipe, "--out", tmp_path / "out").status == 0
     assert {row["verdict"] for row in results(tmp_path / "out").values()} == {"pass", "fail"}
-    agree(demo_export, parts, results(tmp_path / "out"), tmp_path)
+    agree(export, parts, results(tmp_path / "out"), tmp_path)
 
 
 def test_it_sees_mirror_images_too_where_a_tuned_recipe_says_so(
-    good: Path, demo_export: Path, tmp_path: Path, sam_inspect: Callable[..., Any], results: Callable[[Path], Any]
+    good: Path, export: Path, tmp_path: Path, sam_inspect: Callable[..., Any], results: Callable[[Path], Any]
 ) -> None:
-    export = tmp_path / "export"
-    export.mkdir()
-    for file in demo_export.iterdir():
-        (export / file.name).symlink_to(file)
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    for file in export.iterdir():
+        (tuned / file.name).symlink_to(file)
     recipe = json.loads((export / "recipe.json").read_text())
     recipe["choose"]["mirrored"] = True
-    (export / "recipe.json").unlink()
-    (export / "recipe.json").write_text(json.dumps(recipe))
+    (tuned / "recipe.json").unlink()
+    (tuned / "recipe.json").write_text(json.dumps(recipe))
     part = sorted(good.iterdir())[0]
-    assert sam_inspect("inspect", part, "--recipe", export, "--out", tmp_path / "out").status == 0
+    assert sam_inspect("inspect", part, "--recipe", tuned, "--out", tmp_path / "out").status == 0
     own = results(tmp_path / "out")
     assert own[part.name]["defects"]
-    agree(export, [part], own, tmp_path)
+    agree(tuned, [part], own, tmp_path)
 
 
 def agree(export: Path, parts: list[Path], own: Any, folder: Path) -> None:
@@ -131,10 +131,10 @@ def test_what_cannot_be_exported_is_named(plant: Any, tmp_path: Path, sam_inspec
     assert not list(tmp_path.iterdir())
 
 
-def test_openvino_takes_the_export(quick: Path, tmp_path: Path, sam_inspect: Callable[..., Any]) -> None:
+def test_openvino_takes_the_export(plant: Any, tmp_path: Path, sam_inspect: Callable[..., Any]) -> None:
     import openvino
 
-    answer = sam_inspect("export", quick, "--out", tmp_path, "--format", "openvino")
+    answer = sam_inspect("export", plant.recipe, "--out", tmp_path, "--format", "openvino")
     assert answer.status == 0, answer.err
     recipe = json.loads((tmp_path / "recipe.json").read_text())
     model = openvino.Core().read_model(tmp_path / recipe["heatmap"]["file"])

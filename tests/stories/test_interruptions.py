@@ -29,9 +29,9 @@ def lines(out: Path) -> list[str]:
 
 
 def test_ctrl_c_in_the_middle_and_the_same_command_goes_on(
-    quick: Path, sam_inspect, launch, results, many: Path, tmp_path: Path
+    plant, sam_inspect, launch, results, many: Path, tmp_path: Path
 ) -> None:
-    line = ["inspect", many, "--recipe", quick, "--out", tmp_path / "out"]
+    line = ["inspect", many, "--recipe", plant.recipe, "--out", tmp_path / "out"]
     process = launch(*line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while len(lines(tmp_path / "out")) < 3 and process.poll() is None:
         time.sleep(0.02)
@@ -62,10 +62,8 @@ except KeyboardInterrupt as pressed:
 """
 
 
-def test_ctrl_c_while_a_runtime_is_imported_is_still_ctrl_c(
-    quick: Path, sam_inspect, good: Path, tmp_path: Path
-) -> None:
-    line = ["inspect", sorted(good.iterdir())[0], "--recipe", quick, "--runtime", "openvino", "--out"]
+def test_ctrl_c_while_a_runtime_is_imported_is_still_ctrl_c(plant, sam_inspect, good: Path, tmp_path: Path) -> None:
+    line = ["inspect", sorted(good.iterdir())[0], "--recipe", plant.recipe, "--runtime", "openvino", "--out"]
     assert sam_inspect(*line, tmp_path / "its graphs are made").status == 0
     (tmp_path / "openvino").mkdir()
     (tmp_path / "openvino/__init__.py").write_text(IMPORTED_IN_C)
@@ -75,9 +73,9 @@ def test_ctrl_c_while_a_runtime_is_imported_is_still_ctrl_c(
 
 
 def test_a_second_run_inspects_only_what_is_missing_or_changed(
-    quick: Path, sam_inspect, results, good: Path, tmp_path: Path
+    plant, sam_inspect, results, good: Path, tmp_path: Path
 ) -> None:
-    line = ["inspect", good, "--recipe", quick, "--out", tmp_path / "out", "--save", "results,masks"]
+    line = ["inspect", good, "--recipe", plant.recipe, "--out", tmp_path / "out", "--save", "results,masks"]
     parts = sorted(path.name for path in good.iterdir())
     assert sam_inspect(*line).status == 0
     first = results(tmp_path / "out")
@@ -106,7 +104,7 @@ def counts(out: str) -> dict[str, int]:
 
 
 def test_a_full_disk_is_one_line_and_what_was_written_stays_whole(
-    quick: Path, sam_inspect, results, many: Path, tmp_path: Path
+    plant, sam_inspect, results, many: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "disk"
     out.mkdir()
@@ -114,7 +112,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_stays_whole(
     if mounted.returncode:
         pytest.skip("a small disk can be mounted by root alone")
     try:
-        line = ["inspect", many, "--recipe", quick, "--out", out]
+        line = ["inspect", many, "--recipe", plant.recipe, "--out", out]
         answer = sam_inspect(*line)
         assert answer.status == 1
         assert "cannot be written (No space left on device); free space" in answer.error()

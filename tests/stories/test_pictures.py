@@ -15,7 +15,7 @@ UNREADABLE = {"cut.png": "cut", "text.png": "not a picture", "empty.png": "empty
 
 
 @pytest.fixture(scope="module")
-def mixed(plant, quick: Path, sam_inspect, results, tmp_path_factory) -> SimpleNamespace:
+def mixed(plant, sam_inspect, results, tmp_path_factory) -> SimpleNamespace:
     """One defective part as every kind of file, with files among them that cannot be read; inspected in one go."""
     base = tmp_path_factory.mktemp("mixed")
     images = base / "images"
@@ -23,7 +23,9 @@ def mixed(plant, quick: Path, sam_inspect, results, tmp_path_factory) -> SimpleN
     kind = next(folder for folder in sorted(plant.product.glob("test/*")) if folder.name != "good")
     part = sorted(kind.iterdir())[0]
     write_every_kind(part, images)
-    answer = sam_inspect("inspect", images, "--recipe", quick, "--out", base / "out", "--save", "results,masks,report")
+    answer = sam_inspect(
+        "inspect", images, "--recipe", plant.recipe, "--out", base / "out", "--save", "results,masks,report"
+    )
     return SimpleNamespace(answer=answer, rows=results(base / "out"), out=base / "out", images=images)
 
 
@@ -91,23 +93,23 @@ def test_masks_have_the_size_in_which_the_part_is_seen(mixed) -> None:
         assert set(np.unique(np.asarray(mask))) == {0, 255}
 
 
-def test_an_empty_folder_is_wrong_usage(quick: Path, sam_inspect, tmp_path: Path) -> None:
+def test_an_empty_folder_is_wrong_usage(plant, sam_inspect, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    answer = sam_inspect("inspect", tmp_path / "images", "--recipe", quick, "--out", tmp_path / "out")
+    answer = sam_inspect("inspect", tmp_path / "images", "--recipe", plant.recipe, "--out", tmp_path / "out")
     assert answer.status == 2
     assert "images: holds no picture" in answer.error()
 
 
-def test_no_readable_image_at_all_is_an_error_for_each(quick: Path, sam_inspect, results, tmp_path: Path) -> None:
+def test_no_readable_image_at_all_is_an_error_for_each(plant, sam_inspect, results, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("not a picture")
-    answer = sam_inspect("inspect", tmp_path / "a.png", "--recipe", quick, "--out", tmp_path / "out")
+    answer = sam_inspect("inspect", tmp_path / "a.png", "--recipe", plant.recipe, "--out", tmp_path / "out")
     assert answer.status == 1
     assert results(tmp_path / "out")["a.png"]["verdict"] == "error"
     assert (tmp_path / "out" / "index.html").exists()
 
 
-def test_an_unread_image_counts_before_a_defect(quick: Path, sam_inspect, good: Path, tmp_path: Path) -> None:
-    line = ["inspect", good, "--recipe", quick, "--out", tmp_path / "out", "--fail-on-defect", "--save", ""]
+def test_an_unread_image_counts_before_a_defect(plant, sam_inspect, good: Path, tmp_path: Path) -> None:
+    line = ["inspect", good, "--recipe", plant.recipe, "--out", tmp_path / "out", "--fail-on-defect", "--save", ""]
     assert sam_inspect(*line).status == 3
     (good / "cut.png").write_text("")
     assert sam_inspect(*line).status == 1
@@ -127,23 +129,23 @@ def test_a_picture_of_108_million_pixels_takes_less_than_4_gb(plant, sam_inspect
     assert answer.peak_bytes < 4e9
 
 
-def test_an_out_folder_below_a_file_cannot_be_written(quick: Path, sam_inspect, good: Path, tmp_path: Path) -> None:
+def test_an_out_folder_below_a_file_cannot_be_written(plant, sam_inspect, good: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    answer = sam_inspect("inspect", good, "--recipe", quick, "--out", tmp_path / "file" / "out")
+    answer = sam_inspect("inspect", good, "--recipe", plant.recipe, "--out", tmp_path / "file" / "out")
     assert answer.status == 1
     assert "cannot be written" in answer.error()
 
 
-def test_results_that_lie_among_the_images_are_not_inspected(quick: Path, sam_inspect, results, good: Path) -> None:
-    line = ["inspect", good, "--recipe", quick, "--out", good / "out"]
+def test_results_that_lie_among_the_images_are_not_inspected(plant, sam_inspect, results, good: Path) -> None:
+    line = ["inspect", good, "--recipe", plant.recipe, "--out", good / "out"]
     for _ in range(2):
         assert sam_inspect(*line).status == 0
         assert len(results(good / "out")) == 4
 
 
-def test_folders_files_and_globs_each_once(quick: Path, sam_inspect, results, good: Path, tmp_path: Path) -> None:
+def test_folders_files_and_globs_each_once(plant, sam_inspect, results, good: Path, tmp_path: Path) -> None:
     first = sorted(good.iterdir())[0]
     shutil.copy(first, tmp_path / "extra.PNG")
     line = ["inspect", first, f"{good}/*.png", tmp_path / "extra.PNG", good]
-    assert sam_inspect(*line, "--recipe", quick, "--out", tmp_path / "out").status == 0
+    assert sam_inspect(*line, "--recipe", plant.recipe, "--out", tmp_path / "out").status == 0
     assert len(results(tmp_path / "out")) == 5

@@ -427,7 +427,7 @@ def test_a_recipe_is_swapped_and_rolled_back_without_dropping_a_request(
         stop = threading.Event()
 
         def line() -> None:
-            while not stop.is_set():
+            while not stop.wait(0.2):
                 statuses.append(service.send(passing(good), recipe="part").status_code)
 
         thread = threading.Thread(target=line)
@@ -486,9 +486,9 @@ def test_nothing_that_a_client_can_send_is_a_500(service: Service, good: Path, t
 
 @pytest.mark.slow
 def test_the_decoder_is_tuned_on_what_was_reviewed(
-    plant: Any, quick: Path, serving: Serving, tmp_path: Path, sam_inspect: Callable[..., Any]
+    plant: Any, serving: Serving, tmp_path: Path, sam_inspect: Callable[..., Any]
 ) -> None:
-    recipe = Path(shutil.copytree(quick, tmp_path / "recipe"))
+    recipe = Path(shutil.copytree(plant.recipe, tmp_path / "recipe"))
     with serving("--recipe", recipe, "--data", tmp_path / "station") as service:
         for image in sorted(plant.product.glob("test/*/*.png")):
             answer = service.send(image, recipe="recipe")

@@ -13,12 +13,12 @@ import yaml
 
 
 def test_every_runtime_gives_the_same_verdicts_and_masks(
-    quick: Path, good: Path, tmp_path: Path, sam_inspect: Callable[..., Any], results: Callable[[Path], Any]
+    plant: Any, good: Path, tmp_path: Path, sam_inspect: Callable[..., Any], results: Callable[[Path], Any]
 ) -> None:
     found = {}
     for runtime in ("torch", "openvino", "onnx"):
         out = tmp_path / runtime
-        options = ["--recipe", quick, "--out", out, "--save", "results", "--runtime", runtime]
+        options = ["--recipe", plant.recipe, "--out", out, "--save", "results", "--runtime", runtime]
         answer = sam_inspect("inspect", good, *options)
         assert answer.status == 0, answer.err
         found[runtime] = {

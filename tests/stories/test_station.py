@@ -63,14 +63,14 @@ def test_a_station_is_small_and_knows_what_it_lacks(plant: Any, station: Path) -
 def test_a_station_gives_the_verdicts_and_masks_of_the_office(
     plant: Any,
     good: Path,
-    demo_export: Path,
+    export: Path,
     station: Path,
     tmp_path: Path,
     sam_inspect: Callable[..., Any],
     results: Callable[[Path], Any],
 ) -> None:
     parts = sorted(good.iterdir())[1:3]
-    answer = at(station, "inspect", *parts, "--recipe", demo_export, "--out", tmp_path / "station")
+    answer = at(station, "inspect", *parts, "--recipe", export, "--out", tmp_path / "station")
     assert answer.returncode == 0, answer.stderr
     assert (tmp_path / "station" / "index.html").is_file()
     assert sam_inspect("inspect", *parts, "--recipe", plant.recipe, "--out", tmp_path / "office").status == 0
@@ -81,7 +81,7 @@ def test_a_station_gives_the_verdicts_and_masks_of_the_office(
         if row["defects"]:
             ours, theirs = masks(row), masks(there[name])
             assert (ours & theirs).sum() >= 0.97 * (ours | theirs).sum()
-    again = at(station, "inspect", *parts, "--recipe", demo_export, "--out", tmp_path / "station")
+    again = at(station, "inspect", *parts, "--recipe", export, "--out", tmp_path / "station")
     assert "inspected" in again.stdout
     assert re.search(r"│ 0 +│ +2 │", again.stdout), "none inspected, both resumed"
 
@@ -99,20 +99,20 @@ def test_a_station_serves(export: Path, station: Path, serving: Callable[..., An
 def test_an_export_runs_in_both_runtimes_and_with_given_boxes(
     runtime: str,
     good: Path,
-    demo_export: Path,
+    export: Path,
     tmp_path: Path,
     sam_inspect: Callable[..., Any],
     results: Callable[[Path], Any],
 ) -> None:
     picture = next(path for path in sorted(good.iterdir()) if not path.name.startswith("good"))
     (tmp_path / "boxes.csv").write_text(f"image,x0,y0,x1,y1\n{picture.name},40,40,120,120\n")
-    options = ["--recipe", demo_export, "--runtime", runtime, "--save", "results"]
+    options = ["--recipe", export, "--runtime", runtime, "--save", "results"]
     assert sam_inspect("inspect", picture, *options, "--out", tmp_path / "a").status == 0
     boxed = sam_inspect("inspect", picture, *options, "--boxes", tmp_path / "boxes.csv", "--out", tmp_path / "b")
     assert boxed.status == 0, boxed.err
     assert results(tmp_path / "a")[picture.name]["verdict"] == "fail"
     (defect,) = results(tmp_path / "b")[picture.name]["defects"]
     assert defect["source"] == "sam"
-    torch = sam_inspect("inspect", picture, "--recipe", demo_export, "--runtime", "torch", "--out", tmp_path / "c")
+    torch = sam_inspect("inspect", picture, "--recipe", export, "--runtime", "torch", "--out", tmp_path / "c")
     assert torch.status == 2
     assert "--runtime torch: an export as onnx runs in openvino or onnx" in torch.error()

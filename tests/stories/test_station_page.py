@@ -17,8 +17,8 @@ from sam_inspect.datasets import test_samples as read_samples
 
 
 @pytest.fixture(scope="module")
-def service(demo_export: Path, serving: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with serving("--recipe", demo_export, "--data", tmp_path_factory.mktemp("station")) as found:
+def service(export: Path, serving: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with serving("--recipe", export, "--data", tmp_path_factory.mktemp("station")) as found:
         yield found
 
 
@@ -55,10 +55,10 @@ def upload(page: Any, image: Path) -> None:
     assert page.locator("#defects tr").count() >= 1
 
 
-def correct_by_hand(page: Any, service: Any, size: tuple[int, int]) -> None:
-    """Takes SAM's masks away, and outlines the largest defect by a box and a click beside it."""
-    shown = page.locator("#list li.fail[aria-current=true]").get_attribute("data-id")
-    x0, y0, x1, y1 = service.get(f"/v1/inspections/{shown}").json()["inspection"]["defects"][0]["box"]
+def correct_by_hand(page: Any, truth: np.ndarray[Any, Any]) -> None:
+    """Takes SAM's masks away, and outlines the defect by a box and a click beside it."""
+    (y0, x0), (y1, x1) = np.argwhere(truth).min(0), np.argwhere(truth).max(0)
+    size = (truth.shape[1], truth.shape[0])
     page.keyboard.press("e")
     while page.locator("#defects tr").count():
         page.locator("#defects tr button").first.click()
@@ -82,14 +82,15 @@ def test_pictures_are_uploaded_judged_corrected_and_become_labels_to_tune_on(
     page: Any,
     service: Any,
     plant: Any,
-    quick: Path,
     good: Path,
     tmp_path: Path,
     sam_inspect: Callable[..., Any],
 ) -> None:
     first, second = parts(good, fine=False)
+    kind, stem = first.name.rpartition("_")[0], first.stem.rpartition("_")[2]
+    truth = np.array(Image.open(plant.product / "ground_truth" / kind / f"{stem}_mask.png")) > 0
     upload(page, first)
-    correct_by_hand(page, service, Image.open(first).size)
+    correct_by_hand(page, truth)
     upload(page, second)
     page.keyboard.press("c")
     page.wait_for_selector("#review:has-text('Confirmed')")
@@ -99,12 +100,10 @@ def test_pictures_are_uploaded_judged_corrected_and_become_labels_to_tune_on(
     zipfile.ZipFile(download.value.path()).extractall(tmp_path / "labels")
     samples = {sample.defect_type: sample for sample in read_samples(tmp_path / "labels")}
     assert set(samples) == {"dent", "defect"}
-    kind, stem = first.name.rpartition("_")[0], first.stem.rpartition("_")[2]
-    truth = np.array(Image.open(plant.product / "ground_truth" / kind / f"{stem}_mask.png")) > 0
     drawn = np.array(Image.open(samples["dent"].mask_path)) > 0
     assert (drawn & truth).sum() > 0.4 * (drawn | truth).sum()
 
-    recipe = Path(shutil.copytree(quick, tmp_path / "recipe"))
+    recipe = Path(shutil.copytree(plant.recipe, tmp_path / "recipe"))
     tuned = sam_inspect("finetune", tmp_path / "labels", "--recipe", recipe, "--folds", "2", "--epochs", "0.1")
     assert tuned.status == 0, tuned.err
     assert (recipe / "finetune" / "compare.html").is_file()
