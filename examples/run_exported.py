@@ -50,9 +50,10 @@ def mask(encoder, decoder, recipe, image, rise, blur, peak, where, box):
         would = np.clip((would / would.max((0, 1)).clip(1e-6) - low) / (1 - low), 0, 1)  # what the map shows of each
         agree = np.minimum(would, expected).sum((0, 1)) / np.maximum(would, expected).sum((0, 1))
         vote = np.average(logits, 0, np.exp((agree + choose["predicted_iou"] * iou) / 0.1))
-        return 1 / (1 + np.exp(-cv2.resize(vote, (w, h)))) + evidence > 2 * choose["least_share"]
+        sees = np.uint8(1 / (1 + np.exp(-cv2.resize(vote, (w, h)))) > (2 * choose["least_share"] - evidence).clip(0.01))
+        return sees * (np.bincount((part := cv2.connectedComponents(sees)[1]).flat) >= 0.02 * sees.sum())[part]
 
-    x, y, dx, dy = cv2.boundingRect(np.uint8(outline(np.array(box), np.array([where, *box]))))
+    x, y, dx, dy = cv2.boundingRect(outline(np.array(box), np.array([where, *box])))
     grown = np.clip([(x - 0.025 * dx, y - 0.025 * dy), (x + 1.025 * dx, y + 1.025 * dy)], 0, size)
     return np.pad(outline(grown + corner), ((top, height - top - h), (left, width - left - w)))
 
@@ -64,9 +65,8 @@ def main(folder, images):
     for path in images:
         image, looks = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB), {}
         for look in recipe["heatmap"]["inputs"]:
-            size = (look["width"], look["height"])
-            by = cv2.INTER_AREA if look["height"] < image.shape[0] else cv2.INTER_LINEAR
-            looks[look["name"]] = cv2.dnn.blobFromImage(cv2.resize(image, size, interpolation=by))
+            high, by = look["height"], cv2.INTER_AREA if look["height"] < image.shape[0] else cv2.INTER_LINEAR
+            looks[look["name"]] = cv2.dnn.blobFromImage(cv2.resize(image, (look["width"], high), interpolation=by))
         found = graphs[0].run(None, looks)[0]
         rise = cv2.resize(found, image.shape[1::-1])
         blur = recipe["prompt"]["blur_cells"] * max(np.divide(rise.shape, found.shape))
