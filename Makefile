@@ -45,6 +45,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		{ echo "sam_inspect needs Python 3.11 or newer; name one: make setup PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[torch,anomalib,onnx,openvino,int8,serve,postgres,dev]' -e plugins/sam_inspect_anomalib
-# On all cores; pip would take one; and no package's own tests. What of torch is written for a newer Python does not compile, and is not used.
+# On all cores; pip would take one; and no package's own tests. Where bytecode may not be written later (PYTHONDONTWRITEBYTECODE), every command would
+# compile it again. What of torch is written for a newer Python does not compile, and is not used.
 	@$(BIN)/python -m compileall -q -q -j 0 -x '/tests/' .venv/lib || true
 	@touch $@

@@ -16,8 +16,8 @@ from measuring import JsonFile, Row, hardware, show, write_rows
 from sam_inspect.config import ChooseConfig
 from sam_inspect.console import session
 from sam_inspect.evaluate.columns import classical_masks
-from sam_inspect.finetune import PRESETS, Bench, Plan, settings_of
-from sam_inspect.finetune.labels import Fold
+from sam_inspect.finetune import PRESETS, Bench, Plan, settings_of, whole_folds
+from sam_inspect.finetune.labels import Fold, read_labels
 from sam_inspect.finetune.scores import means_of, pixel_counts, pixel_f1
 from sam_inspect.finetune.tuner import Tuner
 from sam_inspect.finetune.views import low_res
@@ -57,9 +57,9 @@ def main(
     """
     with session(quiet=False, json_logs=False) as progress, tempfile.TemporaryDirectory() as folder:
         inspector = Inspector.from_recipe(recipe, "auto", tuned=False, runtime="torch")
-        plan = Plan(folds=folds)
-        bench = Bench.of(inspector, data, plan, progress)
-        whole = bench.whole_folds(plan, seed)
+        every = read_labels(data)
+        whole = whole_folds(every, Plan(folds=folds), seed)
+        bench = Bench.of(inspector, every, progress)
         rows: list[Row] = untuned_rows(bench, whole)
         for labels in shots or [10]:
             parts = [bench.drawn(fold, labels or None, seed) for fold in whole]

@@ -37,7 +37,7 @@ from sam_inspect.progress import Progress
 from sam_inspect.recipe import BASE, UNTUNED_CHOOSE, save_decoder
 from sam_inspect.segment.sam import Sam
 
-__all__ = ["PRESETS", "Bench", "Plan", "Settings", "as_tables", "finetune", "parse_curve", "settings_of"]
+__all__ = ["PRESETS", "Bench", "Plan", "Settings", "as_tables", "finetune", "parse_curve", "settings_of", "whole_folds"]
 
 FOLDER, FITS, FIGURES, SPLIT = "finetune", "fits", "figures.json", "split.csv"
 GOOD_PARTS = 20
@@ -96,12 +96,13 @@ def finetune(
         RecipeError, WeightsError, OutputError.
     """
     start = time.monotonic()
+    labels = read_labels(data, plan.groups)  # What is wrong with them is said before minutes of work.
+    whole = whole_folds(labels, plan, settings.seed)
     # In torch, so that the same seed gives the same figures whatever is installed.
     inspector = Inspector.from_recipe(folder, device, tuned=False, runtime="torch")
     out = make_folder(folder / FOLDER)
-    bench = Bench.of(inspector, data, plan, progress)
+    bench = Bench.of(inspector, labels, progress)
     tuner = bench.tuner(settings, out / FITS, data)
-    whole = bench.whole_folds(plan, settings.seed)
     folds = [bench.drawn(fold, plan.shots, settings.seed) for fold in whole]
     if plan.minutes is not None:
         tuner.limit(folds[0].train, 60 * plan.minutes / plan.fits(settings.guard), progress)
@@ -155,12 +156,11 @@ class Bench:
     probes: list[Probe]
 
     @classmethod
-    def of(cls, inspector: Inspector, data: Path, plan: Plan, progress: Progress) -> Bench:
-        """Every label of `data`, localized and encoded. Raises ConfigError, DatasetError and RecipeError."""
+    def of(cls, inspector: Inspector, labels: list[Label], progress: Progress) -> Bench:
+        """Every label, localized and encoded. Raises ConfigError and RecipeError."""
         sam = inspector.segmenter
         if not isinstance(sam, Sam):
             raise ConfigError(f"segmenter {inspector.config.segmenter.name}: cannot be tuned", "name a SAM")
-        labels = read_labels(data, plan.groups)
         encoder = CachedEncoder(sam)
         named = progress(labels, "localize and encode labels", len(labels))
         return cls(inspector, sam, encoder, labels, [probe(label, inspector, encoder) for label in named])
@@ -171,10 +171,6 @@ class Bench:
         maker = ViewMaker(self.encoder, sizes, frozen=settings.unfreeze == "none")
         good = list(islice(good_parts(data), GOOD_PARTS)) if settings.empty else []
         return Tuner(self.sam, self.probes, maker, good, self.inspector.config.choose, settings, fits)
-
-    def whole_folds(self, plan: Plan, seed: int) -> list[Fold]:
-        """All that may be learned from, and what is scored, of each fold."""
-        return read_split(plan.split, self.labels) if plan.split else split(self.labels, plan.folds, seed)
 
     def drawn(self, fold: Fold, shots: int | None, seed: int) -> Fold:
         """The same fold, so many labels in its train."""
@@ -209,6 +205,11 @@ class Bench:
             ious += [tuner.ious(index, sam, choose) * (1, self.probes[index].detected) for index in fold.test]
         boxes, refined = (float(sum(values) / len(ious)) for values in zip(*ious, strict=True)) if ious else (0.0, 0.0)
         return {"shots": shots, "images": len(ious), "gt_boxes": boxes, "refined": refined}
+
+
+def whole_folds(labels: Sequence[Label], plan: Plan, seed: int) -> list[Fold]:
+    """All that may be learned from, and what is scored, of each fold. Raises DatasetError."""
+    return read_split(plan.split, labels) if plan.split else split(labels, plan.folds, seed)
 
 
 def first_good(data: Path) -> Rgb | None:
