@@ -66,7 +66,9 @@ def test_nothing_to_learn_is_said_in_one_line(labelled: Path, tmp_path: Path, sa
     before = (recipe / "recipe.yaml").read_bytes()
 
     def refused(*more: Any) -> str:
-        answer = sam_inspect("finetune", labelled, "--recipe", recipe, *QUICK, *more)
+        """Before any network is loaded: none is here."""
+        line = ["finetune", labelled, "--recipe", recipe, *QUICK, *more]
+        answer = sam_inspect(*line, env={"SAM_INSPECT_CACHE": str(tmp_path / "empty")})
         assert answer.status == 2, answer.err
         assert (recipe / "recipe.yaml").read_bytes() == before
         return str(answer.error())
