@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 OUT ?= demo
+# What is imported is compiled then, once, in containers that forbid it too; compiling all that is installed takes a minute.
+unexport PYTHONDONTWRITEBYTECODE
 # Two workers of one thread each measured fastest on two cores; more threads a worker only wait for each other.
 WORKERS ?= 2
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -45,7 +47,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 		{ echo "sam_inspect needs Python 3.11 or newer; name one: make setup PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[torch,anomalib,onnx,openvino,int8,serve,postgres,dev]' -e plugins/sam_inspect_anomalib
-# On all cores; pip would take one; and no package's own tests. Where bytecode may not be written later (PYTHONDONTWRITEBYTECODE), every command would
-# compile it again. What of torch is written for a newer Python does not compile, and is not used.
-	@$(BIN)/python -m compileall -q -q -j 0 -x '/tests/' .venv/lib || true
 	@touch $@
