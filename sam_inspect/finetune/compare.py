@@ -48,8 +48,8 @@ def compare(
     """
     if recipe_a.resolve() == recipe_b.resolve():
         raise UsageError(f"{recipe_a}: compared with itself", "give two recipes")
-    inspectors = Inspector.from_recipe(recipe_a, device), Inspector.from_recipe(recipe_b, device)
     labels = read_labels(data, groups)
+    inspectors = Inspector.from_recipe(recipe_a, device), Inspector.from_recipe(recipe_b, device)
     make_folder(out)
     scored = [_scored(label, *inspectors) for label in progress(labels, "inspect with both", len(labels))]
     figures = figures_of(scored)
