@@ -44,6 +44,7 @@ def check_localizer(localizer_class: type, images: Sequence[Path], args: Mapping
     assert scores.dtype == np.float32, f"calibration_scores are {scores.dtype}, not float32"
     assert len(scores), "calibration_scores: no good part was scored, so that there is no threshold"
     assert np.isfinite(scores).all(), "calibration_scores are not all numbers"
+    assert len(fit.images) in (0, len(scores)), f"images: {len(fit.images)} where {len(scores)} were scored"
     tensors, facts = learned.state()
     again = localizer_class.from_state(args or {}, load(save(tensors)), json.loads(json.dumps(facts)), device="cpu")
     for path in images:

@@ -7,7 +7,7 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,6 +28,7 @@ from sam_inspect.plugins import broken_contract, load_plugin
 from sam_inspect.progress import Progress
 from sam_inspect.recipe import RECIPE, Recipe, save_recipe
 
+STRIKING = 5  # good images that are named, for somebody to look at
 PACKAGES = ("sam-inspect", "torch", "timm", "numpy", "opencv-python-headless", "segment-anything")
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ def train_recipe(
         provenance=_provenance(data, images, fit),
     )
     save_recipe(recipe)
+    _say_what_to_look_at(recipe.metrics)
     return recipe
 
 
@@ -133,8 +135,27 @@ def _metrics(fit: Fit, config: RecipeConfig, count: int, seconds: float) -> dict
         "threshold": threshold,
         "held_out_rejected": float(np.mean(scores > threshold)),
         "held_out_scores": {"median": float(np.median(scores)), "highest": float(scores.max())},
+        "held_out_highest": _most_striking(fit),
         "seconds": round(seconds, 1),
     }
+
+
+def _most_striking(fit: Fit) -> list[dict[str, Any]]:
+    """The good images that look most like defects to a fit which has not seen them, where it says which these are."""
+    by_score = sorted(zip(fit.images, fit.calibration_scores.tolist(), strict=False), key=lambda each: -each[1])
+    return [{"image": str(image), "score": score} for image, score in by_score[:STRIKING]]
+
+
+def _say_what_to_look_at(metrics: Mapping[str, Any]) -> None:
+    """A defect among the good images hides its likes and raises the threshold; held out, it looks like what it is."""
+    if striking := metrics["held_out_highest"]:
+        named = ", ".join(f"{Path(each['image']).name} {each['score']:.2f}" for each in striking)
+        log.info(
+            "threshold %.2f; these good images look most like defects: %s; look at them, "
+            "and train without those that show one",
+            metrics["threshold"],
+            named,
+        )
 
 
 def _provenance(data: Path, images: Sequence[Path], fit: Fit) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def test_a_padim_marks_the_hole_and_scores_it_above_good_parts(
     localizer, fit = fitted
     found = localizer.localize(with_hole(good_plates[0]))
     assert len(fit.calibration_scores) == len(good_plates)
+    assert sorted(fit.images) == good_plates
     assert found.pred_score > 2 * fit.calibration_scores.max()
     assert found.anomaly_map is not None
     rows, columns = found.anomaly_map.shape

@@ -82,6 +82,7 @@ def bank(images: list[Path], weights: Callable[[str], LoadedWeights]) -> MemoryB
     weights("mobile_sam")
     localizer, fit = MemoryBank.fit(images[:6], ARGS, device="cpu", progress=silent)
     assert len(fit.calibration_scores) == 6
+    assert fit.images == images[:6]
     return localizer
 
 
@@ -93,7 +94,7 @@ def test_good_parts_beyond_what_can_be_held_are_learned_from_all_the_same(
     monkeypatch.setattr(memory_bank, "HELD_BYTES", 6_000_000)
     looks = [{"size_px": size, "cell_px": 8} for size in (256, 160)]
     _, fit = MemoryBank.fit(images, ARGS | {"backbones": looks}, device="cpu", progress=silent)
-    assert 2 <= len(fit.calibration_scores) < 8
+    assert 2 <= len(fit.calibration_scores) == len(fit.images) < 8
 
 
 @pytest.mark.parametrize("centre", [(30, 30), (370, 30), (30, 210), (370, 210), (200, 120)])

@@ -47,18 +47,22 @@ class Fit:
         calibration_scores: (n,) float32 `pred_score` of good images, each scored by a fit that had not seen it.
         calibration_pixels: (1001,) float32, the 0, 0.1, ... 100 % quantiles of their anomaly maps' values.
         weights: name -> {"sha256", "source"} of the pretrained weights in use.
+        images: those of the scores, in their order; none where a localizer does not say.
     """
 
     calibration_scores: NDArray[np.float32]
     calibration_pixels: NDArray[np.float32]
     weights: dict[str, dict[str, str]]
+    images: Sequence[Path] = ()
 
     @classmethod
-    def of(cls, maps: Sequence[NDArray[np.float32]], weights: dict[str, dict[str, str]]) -> Fit:
-        """What the maps of held-out good parts say; a map's peak is its score."""
+    def of(
+        cls, maps: Sequence[NDArray[np.float32]], weights: dict[str, dict[str, str]], images: Sequence[Path] = ()
+    ) -> Fit:
+        """What the maps of held-out good parts say, those of `images`; a map's peak is its score."""
         scores = np.array([found.max() for found in maps], np.float32)
         pixels = np.quantile(np.concatenate([found.ravel() for found in maps]), np.linspace(0, 1, 1001))
-        return cls(scores, pixels.astype(np.float32), weights)
+        return cls(scores, pixels.astype(np.float32), weights, images)
 
 
 @runtime_checkable

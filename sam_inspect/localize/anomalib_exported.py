@@ -97,7 +97,7 @@ class ExportedModel:
         maps = maps_of(model, images, progress)
         _warn_of_cut(maps, parsed.file)
         model.place = measured(model, images, maps)
-        return model, fit_of(maps, model.place.base, {})
+        return model, fit_of(maps, model.place.base, {}, images)
 
     def _refuse_cropping(self, image: NDArray[np.uint8], file: str) -> None:
         """A graph that crops does not answer to what its border shows, and does not say how much of it.

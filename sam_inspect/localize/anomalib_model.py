@@ -99,11 +99,11 @@ class AnomalibModel:
         weights: Weights = {}
         if parsed.checkpoint is not None:
             localizer = cls._read(parsed, Path(parsed.checkpoint), device)
-            maps = maps_of(localizer, images, progress)
+            held, maps = images, maps_of(localizer, images, progress)
         else:
-            localizer, maps = cls._cross_fitted(parsed, images, weights, device, progress)
+            localizer, held, maps = cls._cross_fitted(parsed, images, weights, device, progress)
         localizer.place = measured(localizer, images, maps)
-        return localizer, fit_of(maps, localizer.place.base, weights)
+        return localizer, fit_of(maps, localizer.place.base, weights, held)
 
     @classmethod
     def _read(cls, args: AnomalibArgs, file: Path, device: str) -> Self:
@@ -115,14 +115,15 @@ class AnomalibModel:
     @classmethod
     def _cross_fitted(
         cls, args: AnomalibArgs, images: Sequence[Path], weights: Weights, device: str, progress: Progress
-    ) -> tuple[Self, list[Map]]:
-        """A fitted model, and the maps of good parts by a fit that had not seen them."""
+    ) -> tuple[Self, list[Path], list[Map]]:
+        """A fitted model, and good parts with their maps by a fit that had not seen them."""
         maps: list[Map] = []
         splits = held_out(images, args.seed)
         for learned, held in splits:
             localizer = cls._fitted(args, learned, weights, device, progress)
             maps += maps_of(localizer, held, progress)
-        return localizer if len(splits) == 1 else cls._fitted(args, images, weights, device, progress), maps
+        whole = localizer if len(splits) == 1 else cls._fitted(args, images, weights, device, progress)
+        return whole, [image for _, held in splits for image in held], maps
 
     @classmethod
     def _fitted(

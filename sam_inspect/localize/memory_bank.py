@@ -168,7 +168,8 @@ class MemoryBank:
             localizer._combined([maps for maps, _ in found], found[0][1])
             for found in zip(*(held for _, held in fitted), strict=True)
         ]
-        return localizer, Fit.of(held, {bank.weights["name"]: bank.weights for bank in localizer.banks})
+        weights = {bank.weights["name"]: bank.weights for bank in localizer.banks}
+        return localizer, Fit.of(held, weights, images[::held_every])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Trainable.state`."""
