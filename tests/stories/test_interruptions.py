@@ -15,10 +15,10 @@ import pytest
 
 @pytest.fixture
 def many(plant, tmp_path: Path) -> Path:
-    """Sixteen pictures."""
+    """Ten pictures."""
     folder = tmp_path / "images"
     folder.mkdir()
-    for part in sorted(plant.product.glob("test/*/*"))[-16:]:
+    for part in sorted(plant.product.glob("test/*/*"))[-10:]:
         shutil.copy(part, folder / f"{part.parent.name}_{part.name}")
     return folder
 
@@ -42,11 +42,11 @@ def test_ctrl_c_in_the_middle_and_the_same_command_goes_on(
     assert "interrupted" in err
     assert "same command" in err
     before = lines(tmp_path / "out")
-    assert 3 <= len(before) < 16
+    assert 3 <= len(before) < 10
 
     answer = sam_inspect(*line)
     assert answer.status == 0, answer.err
-    assert len(results(tmp_path / "out")) == 16
+    assert len(results(tmp_path / "out")) == 10
     assert set(before) <= set(lines(tmp_path / "out"))  # kept to the letter, not done again
     assert not list((tmp_path / "out").rglob(".part-*"))
 
@@ -119,7 +119,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_stays_whole(
         assert all(row["verdict"] in ("pass", "fail") for row in results(out).values())
         subprocess.run(["mount", "-o", "remount,size=200m", out], check=True)
         assert sam_inspect(*line).status == 0
-        assert len(results(out)) == 16
+        assert len(results(out)) == 10
         assert not list(out.rglob(".part-*"))
     finally:
         subprocess.run(["umount", out], check=True)

@@ -104,7 +104,7 @@ def test_pictures_are_uploaded_judged_corrected_and_become_labels_to_tune_on(
     assert (drawn & truth).sum() > 0.4 * (drawn | truth).sum()
 
     recipe = Path(shutil.copytree(plant.recipe, tmp_path / "recipe"))
-    tuned = sam_inspect("finetune", tmp_path / "labels", "--recipe", recipe, "--folds", "2", "--epochs", "0.1")
+    tuned = sam_inspect("finetune", tmp_path / "labels", "--recipe", recipe, "--epochs", "0.1")
     assert tuned.status == 0, tuned.err
     assert (recipe / "finetune" / "compare.html").is_file()
 
