@@ -11,14 +11,18 @@ import pytest
 
 
 def figures_of(folder: Path) -> dict[str, Any]:
-    """What was scored, without the seconds."""
+    found: dict[str, Any] = json.loads((folder / "results" / "figures.json").read_text())
+    return found
 
-    def timeless(part: Any) -> Any:
-        if isinstance(part, dict):
-            return {key: timeless(value) for key, value in part.items() if key != "seconds"}
-        return part
 
-    found: dict[str, Any] = timeless(json.loads((folder / "results" / "figures.json").read_text()))
+def numbers(figures: dict[str, Any], path: str = "") -> dict[str, float]:
+    """Each of them by where it stands, without the seconds."""
+    found: dict[str, float] = {}
+    for key, value in figures.items():
+        if isinstance(value, dict):
+            found |= numbers(value, f"{path}/{key}")
+        elif key != "seconds":
+            found[f"{path}/{key}"] = value
     return found
 
 
@@ -68,7 +72,7 @@ def test_it_can_be_run_again_where_it_was_interrupted_or_spoilt(plant, small, sa
     answer = sam_inspect("demo", "--config", small, "--out", folder, "--quiet")
     assert answer.status == 0, answer.err
     assert spoilt.read_bytes() == whole
-    assert figures_of(folder) == before
+    assert numbers(figures_of(folder)) == pytest.approx(numbers(before), rel=1e-6)  # another runtime may be the fastest
 
 
 @pytest.mark.parametrize("name", ["product", "recipe", "results"])

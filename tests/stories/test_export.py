@@ -148,14 +148,16 @@ def test_openvino_takes_the_export(plant: Any, tmp_path: Path, sam_inspect: Call
 def test_a_station_runs_an_export_in_int8(
     plant: Any, good: Path, tmp_path: Path, sam_inspect: Callable[..., Any], results: Callable[[Path], Any]
 ) -> None:
-    answer = sam_inspect("export", plant.recipe, "--out", tmp_path / "int8", "--format", "openvino", "--int8")
+    recipe = tmp_path / "recipe"
+    assert sam_inspect("train", plant.product, "--recipe", recipe).status == 0
+    answer = sam_inspect("export", recipe, "--out", tmp_path / "int8", "--format", "openvino", "--int8")
     assert answer.status == 0, answer.err
     assert answer.out.strip() == str(tmp_path / "int8/recipe.json")
     said = json.loads((tmp_path / "int8/recipe.json").read_text())["encoder"]["int8"]
     assert said["mask_iou_mean"] >= 0.97
     assert f"by {said['mask_iou_mean']:.3f} on average" in answer.err
     assert sam_inspect("inspect", good, "--recipe", tmp_path / "int8", "--out", tmp_path / "out").status == 0
-    assert sam_inspect("inspect", good, "--recipe", plant.recipe, "--out", tmp_path / "own").status == 0
+    assert sam_inspect("inspect", good, "--recipe", recipe, "--out", tmp_path / "own").status == 0
     own = results(tmp_path / "own")
     for name, row in results(tmp_path / "out").items():
         assert row["verdict"] == own[name]["verdict"]
