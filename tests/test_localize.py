@@ -198,7 +198,8 @@ def test_a_map_that_is_never_near_zero_shows_only_the_defect(tmp_path: Path) -> 
     maps = model.distances(good)
     place = measured(model, [tmp_path / "good.png"], maps)
     found = located(model.distances(spoilt)[0], (240, 320), place)
-    threshold = float(fit_of(maps, place.base, {}).calibration_scores.max()) + 3
+    fit = fit_of(maps, place.base, {}, [tmp_path / "good.png"])
+    threshold = float(fit.calibration_scores.max()) + 3
     (region,) = find_regions(found.anomaly_map, (240, 320), threshold, PromptConfig())
     x0, y0, x1, y1 = region.box_xyxy
     assert abs(x0 - 200) + abs(y0 - 100) + abs(x1 - 250) + abs(y1 - 140) < 40

@@ -56,9 +56,7 @@ class Fit:
     images: Sequence[Path] = ()
 
     @classmethod
-    def of(
-        cls, maps: Sequence[NDArray[np.float32]], weights: dict[str, dict[str, str]], images: Sequence[Path] = ()
-    ) -> Fit:
+    def of(cls, maps: Sequence[NDArray[np.float32]], weights: dict[str, dict[str, str]], images: Sequence[Path]) -> Fit:
         """What the maps of held-out good parts say, those of `images`; a map's peak is its score."""
         scores = np.array([found.max() for found in maps], np.float32)
         pixels = np.quantile(np.concatenate([found.ravel() for found in maps]), np.linspace(0, 1, 1001))

@@ -84,6 +84,6 @@ def maps_of(model: Drawing, images: Sequence[Path], progress: Progress) -> list[
     return [model.distances(read_image(path))[0] for path in progress(images, "held-out good parts", len(images))]
 
 
-def fit_of(maps: Sequence[Map], base: float, weights: dict[str, dict[str, str]], images: Sequence[Path] = ()) -> Fit:
+def fit_of(maps: Sequence[Map], base: float, weights: dict[str, dict[str, str]], images: Sequence[Path]) -> Fit:
     """What maps of held-out good parts say, less the base."""
     return Fit.of([found - np.float32(base) for found in maps], weights, images)
