@@ -3,7 +3,8 @@
 SAM tends to outline the whole part, and its own estimate of a mask's IoU does not tell: the mask that it likes best is
 often the part. So its masks vote, each with the weight of its agreement with the anomaly map: how like the map is to
 what it would show of the mask, blurred as it is. And a pixel is defect where the vote and the map together say so: SAM
-draws the edge, the map says where to stop.
+draws the edge, the map says where to stop. Where SAM sees no edge, as of a stain on cloth, it fills the box that it was
+given; there a strong map draws alone.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ RANKED_PX = 64
 SIGMAS = 0.7  # of the Gaussian that the map's blur is taken for, in widths of a point on the map
 LEAST_PROBABILITY = 0.01
 SPECK_SHARE = 0.02
+FILLED, STABLE = 0.8, 0.85  # of its own box; as much of a mask as stays between a logit of -1 and of 1
 OUTSIDE, PER_SIDE = 1.0, 40.0  # logits that SAM's vote must have more beyond a given box: at its edge, and a side away
 Map = NDArray[np.float32]
 
@@ -78,9 +80,17 @@ def outline(candidates: Candidates, localization: Localization, config: ChooseCo
             rise = _defect(_probability(vote), evidence, config.least_share)
         mask = tight(CropMask((0, 0, grid_hw[1], grid_hw[0]), rise > 0))
         mask = tight(without_specks(mask, SPECK_SHARE)) if mask else None
+        if mask is not None and region.core is not None and _is_echo(mask, vote):
+            return Outline(region.core, region, "heatmap")
         if mask is not None:
             return Outline(on_image(mask, view.crop_xyxy, grid_hw), region, "sam")
     return Outline(region.mask, region, "heatmap") if region.mask is not None else None
+
+
+def _is_echo(mask: CropMask, vote: Map) -> bool:
+    """Whether SAM fills a box and is not sure of its edge: by the stability score of SA-1B (Kirillov et al. 2023)."""
+    stable, within = int(np.count_nonzero(vote > 1)), int(np.count_nonzero(vote > -1))
+    return mask.area_px > FILLED * mask.pixels.size and stable < STABLE * within
 
 
 def _joined(parts: Sequence[Outline], region: Region) -> Outline:

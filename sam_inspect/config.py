@@ -109,10 +109,16 @@ def find_config(name: str) -> RecipeConfig:
 
 
 def ready_configs() -> dict[str, Path]:
-    """File by name of the configs that come with the package: in the wheel inside it, in a checkout beside it."""
+    """File by name of the configs that come with the package: in the wheel inside it, in a checkout beside it.
+
+    Raises:
+        ConfigError: none did.
+    """
     here = Path(__file__).resolve().parent
-    folder = next(path for path in (here / "configs", here.parent / "configs") if path.is_dir())
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    for folder in (here / "configs", here.parent / "configs"):
+        if found := sorted(folder.glob("*.yaml")):
+            return {path.stem: path for path in found}
+    raise ConfigError(f"{here / 'configs'}: the ready configs are missing", "install sam-inspect again, whole")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

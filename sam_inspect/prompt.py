@@ -17,6 +17,8 @@ from sam_inspect.records import Box, CropMask, Prompt, Region, View
 
 IMAGE_INPUT_PX = 1024
 SUMMIT_CELLS = 1.5
+SLOPE = 0.7
+SURE, EDGE = 2.0, 0.8  # thresholds; of a peak as high as that, the share at which the map shows the defect's edge
 NEIGHBOURS_ZOOM = 1.5
 MOST_ZOOMED = 10
 Map = NDArray[np.float32]
@@ -28,8 +30,9 @@ def find_regions(
     """Connected parts of the map that rise above the threshold, each with its own outline; highest first.
 
     A region begins at its peak and reaches down to `grow` of that peak, but not below `floor` of the threshold
-    (hysteresis). Every further peak above the threshold that no region holds yet begins another one: none is dropped.
-    The map is brought to the image's resolution only around what rises.
+    (hysteresis). Every further peak above the threshold that no region holds yet begins another one, but for those on a
+    higher one's slope: joined to it and below `SLOPE` of it. (A network with attention in windows, as SAM's trunk has,
+    lifts all of a window about a strong defect.) The map is brought to the image's resolution only around what rises.
 
     Args:
         anomaly_map: (h, w) float32 on any even grid over the image.
@@ -40,7 +43,7 @@ def find_regions(
     low = min(threshold, config.floor * threshold)
     cell = max(original_hw[0] / anomaly_map.shape[0], original_hw[1] / anomaly_map.shape[1])
     regions = [
-        _region(rise, window, part, config.blur_cells * cell, original_hw)
+        _region(rise, window, part, config.blur_cells * cell, original_hw, SURE * threshold)
         for window, rise in _windows(anomaly_map, original_hw, low, threshold)
         for part in _parts(rise, low, threshold, config.grow, SUMMIT_CELLS * cell / _scale_yx(rise, window)[0])
     ]
@@ -70,7 +73,8 @@ def _scale_yx(rise: Map, window: Box) -> tuple[float, float]:
 def _parts(rise: Map, low: float, threshold: float, grow: float, summit_px: float) -> Iterator[CropMask]:
     """The outlines of the regions of one window, the highest first."""
     # Resampling may shave a lone cell's peak; the window was cut for what rises, so its highest pixel always counts.
-    least = min(threshold, float(rise.max()) - 1e-6)
+    highest = float(rise.max())
+    least = min(max(threshold, SLOPE * highest), highest - 1e-6)
     # A region begins where the map has a peak of its own: the slope about another region's peak begins none.
     reach = 2 * math.ceil(summit_px) + 1
     summits = (rise > least) & (rise >= cv2.dilate(rise, np.ones((reach, reach), np.uint8)))
@@ -102,15 +106,30 @@ def _peak(rise: Map, part: CropMask) -> tuple[float, tuple[int, int]]:
     return float(values[row, column]), (x0 + int(column), y0 + int(row))
 
 
-def _region(rise: Map, window: Box, part: CropMask, blur_px: float, original_hw: tuple[int, int]) -> Region:
-    """A part of a window as a region of the image; a long line with its own parts."""
+def _region(
+    rise: Map, window: Box, part: CropMask, blur_px: float, original_hw: tuple[int, int], sure: float
+) -> Region:
+    """A part of a window as a region of the image: a long line with its parts, a high and wide one with its core."""
     point_px = blur_px / math.sqrt(math.prod(_scale_yx(rise, window)))
     ribbon = Ribbon.of(part, rise.shape)
     region, *parts = (
         replace(_alone(rise, window, each, blur_px, original_hw), thin=sizes.is_thin(point_px))
         for each, sizes in [(part, ribbon), *parts_of(part, ribbon, point_px, rise.shape)]
     )
-    return replace(region, parts=tuple(parts))
+    sharp = region.score > sure and not region.thin and not parts
+    return replace(region, parts=tuple(parts), core=_core(rise, window, part, blur_px) if sharp else None)
+
+
+def _core(rise: Map, window: Box, part: CropMask, blur_px: float) -> CropMask | None:
+    """What the map itself can outline of a high part: what lies about its peak, where that is wider than a point."""
+    x0, y0, x1, y1 = part.box_xyxy
+    highest, _ = _peak(rise, part)
+    high = np.zeros(rise.shape, bool)
+    high[y0:y1, x0:x1] = part.pixels & (rise[y0:y1, x0:x1] >= EDGE * highest)
+    found = next(core for core in components(high) if _touches(core, high & (rise == highest)))
+    core = on_image(found, window, rise.shape)
+    left, top, right, bottom = core.box_xyxy
+    return core if min(right - left, bottom - top) > blur_px else None
 
 
 def _alone(rise: Map, window: Box, part: CropMask, blur_px: float, original_hw: tuple[int, int]) -> Region:

@@ -69,6 +69,7 @@ class Region:
         score: the anomaly map's highest value in it; 1.0 for a given box.
         mask: the heatmap's own mask; None for a given box, which has no pixels.
         label: the defect type where the boxes file names one.
+        core: of a high and wide region, the map's outline of the defect; None where the map cannot tell.
         blur_px: how wide the map shows a point there, pixels; 0 for a given box.
         thin: whether it is a line, of which the map cannot tell the width.
         parts: of a long line, each a region of its own: what SAM is asked about one by one; () for all others.
@@ -79,6 +80,7 @@ class Region:
     score: float
     mask: CropMask | None = None
     label: str | None = None
+    core: CropMask | None = None
     blur_px: float = 0.0
     thin: bool = False
     parts: tuple[Region, ...] = ()

@@ -85,6 +85,20 @@ def test_where_sam_sees_nothing_the_heatmaps_outline_stays() -> None:
     assert outline.source == "heatmap"
 
 
+def test_where_sam_fills_its_box_and_is_unsure_a_strong_map_draws_and_a_rectangle_with_clear_edges_is_sams() -> None:
+    """A stain on cloth has no edge that SAM sees; a label that is stuck on it has."""
+    core = filled_box((46, 50, 66, 62))
+    found = localization(DEFECT)
+    strong = replace(found, regions=(replace(found.regions[0], core=core),))
+    rectangle = answer(DEFECT)
+    stain = replace(rectangle, low_res_logits=rectangle.low_res_logits * np.float32(0.1))
+    ((on_cloth,), (label,)) = (choose([each], strong, ChooseConfig()) for each in (stain, rectangle))
+    assert (on_cloth.source, on_cloth.mask.box_xyxy) == ("heatmap", core.box_xyxy)
+    assert (label.source, label.mask.box_xyxy) == ("sam", DEFECT)
+    (weak,) = choose([stain], found, ChooseConfig())
+    assert (weak.source, weak.mask.box_xyxy) == ("sam", DEFECT)
+
+
 def test_what_was_asked_about_part_by_part_is_one_defect() -> None:
     halves: tuple[Box, Box] = ((40, 48, 58, 64), (54, 48, 72, 64))
     parts = tuple(Region(half, (0.0, 0.0), 5.0, filled_box(half)) for half in halves)

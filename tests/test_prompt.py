@@ -89,6 +89,28 @@ def test_the_slope_about_a_high_peak_is_no_further_defect() -> None:
     assert len(find_regions(bumps((160, 100), height=40.0), HW, 2.0, CONFIG)) == 1
 
 
+def test_what_a_network_lifts_about_a_strong_defect_is_no_further_one_but_a_weak_one_elsewhere_is() -> None:
+    """SAM's trunk attends in windows: on a fine, regular cloth all of one is lifted by the defect in it."""
+    found = bumps((160, 100), height=10.0)
+    found[4:21, 12:30] += np.random.default_rng(0).uniform(2.5, 4, (17, 18)).astype(np.float32)
+    (strong,) = find_regions(found, HW, 2.0, CONFIG)
+    assert np.hypot(strong.peak_xy[0] - 160, strong.peak_xy[1] - 100) < 12
+    both = find_regions(np.maximum(found, bumps((40, 40), height=3.0)), HW, 2.0, CONFIG)
+    assert [region.score > 10 for region in both] == [True, False]
+
+
+def test_only_what_is_high_and_wide_has_a_core_that_the_map_can_outline() -> None:
+    disc = [(x, y) for x in range(130, 191, 10) for y in range(70, 131, 10) if np.hypot(x - 160, y - 100) <= 30]
+    (wide,) = find_regions(bumps(*disc, height=6.0), HW, 2.0, CONFIG)
+    assert wide.core is not None
+    assert wide.mask is not None
+    assert 0.6 < wide.core.area_px / (np.pi * 35**2) < 1.2
+    assert intersection_px(wide.core, wide.mask) == wide.core.area_px < wide.mask.area_px
+    (low,) = find_regions(bumps(*disc, height=3.9), HW, 2.0, CONFIG)
+    (narrow,) = find_regions(bumps((160, 100), height=6.0), HW, 2.0, CONFIG)
+    assert low.core is narrow.core is None
+
+
 @given(st.tuples(st.integers(1, 700), st.integers(1, 700)), st.tuples(st.integers(1, 80), st.integers(1, 80)))
 @example((232, 602), (56, 152))
 def test_no_region_leaves_the_image(hw: tuple[int, int], cells: tuple[int, int]) -> None:
