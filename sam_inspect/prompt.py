@@ -17,8 +17,7 @@ from sam_inspect.records import Box, CropMask, Prompt, Region, View
 
 IMAGE_INPUT_PX = 1024
 SUMMIT_CELLS = 1.5
-SLOPE = 0.7
-SURE, EDGE = 2.0, 0.8  # thresholds; of a peak as high as that, the share at which the map shows the defect's edge
+SURE, EDGE = 2.0, 0.77  # thresholds; of a peak as high as that, the share at which the map shows the defect's edge
 NEIGHBOURS_ZOOM = 1.5
 MOST_ZOOMED = 10
 Map = NDArray[np.float32]
@@ -31,7 +30,7 @@ def find_regions(
 
     A region begins at its peak and reaches down to `grow` of that peak, but not below `floor` of the threshold
     (hysteresis). Every further peak above the threshold that no region holds yet begins another one, but for those on a
-    higher one's slope: joined to it and below `SLOPE` of it. (A network with attention in windows, as SAM's trunk has,
+    higher one's slope: joined to it and below its reach. (A network with attention in windows, as SAM's trunk has,
     lifts all of a window about a strong defect.) The map is brought to the image's resolution only around what rises.
 
     Args:
@@ -74,7 +73,7 @@ def _parts(rise: Map, low: float, threshold: float, grow: float, summit_px: floa
     """The outlines of the regions of one window, the highest first."""
     # Resampling may shave a lone cell's peak; the window was cut for what rises, so its highest pixel always counts.
     highest = float(rise.max())
-    least = min(max(threshold, SLOPE * highest), highest - 1e-6)
+    least = min(max(threshold, grow * highest), highest - 1e-6)
     # A region begins where the map has a peak of its own: the slope about another region's peak begins none.
     reach = 2 * math.ceil(summit_px) + 1
     summits = (rise > least) & (rise >= cv2.dilate(rise, np.ones((reach, reach), np.uint8)))

@@ -40,6 +40,7 @@ HELD_BYTES = 1 << 30
 FOLDS = 5
 PLANTED_IMAGES = 3
 SURE = float(np.log1p(3))
+HIGH = 2.05
 LOOKS = (BackboneConfig(), *(BackboneConfig(size_px=size, cell_px=8, draws=False) for size in (256, 160)))
 
 
@@ -113,7 +114,10 @@ class MemoryBank:
         self.args, self.banks = args, tuple(banks)
 
     def localize(self, image: NDArray[np.uint8]) -> Localization:
-        """See `Localizer.localize`; the map is a mean of logarithms, about 0.69 where a good part is worst."""
+        """See `Localizer.localize`; the map is a mean of logarithms, about 0.69 where a good part is worst.
+
+        See `high_as_powers` for what lies far beyond.
+        """
         return self.localize_many([image])[0]
 
     def at_once(self, original_hw: tuple[int, int]) -> int:
@@ -131,6 +135,10 @@ class MemoryBank:
         return [Localization(original_hw, float(found.max()), anomaly_map=found) for found in maps]
 
     def _combined(self, maps: Sequence[Sequence[Map]], original_hw: tuple[int, int]) -> Map:
+        """See `_scaled` and `high_as_powers`."""
+        return high_as_powers(self._scaled(maps, original_hw))
+
+    def _scaled(self, maps: Sequence[Sequence[Map]], original_hw: tuple[int, int]) -> Map:
         """What those that draw see on average, smoothed; its peak is the score.
 
         Where others do not draw, it is scaled so that its peak is the mean of all their peaks, wherever each has its
@@ -193,6 +201,15 @@ class MemoryBank:
         except (KeyError, IndexError) as error:
             raise RecipeError(f"the recipe's memory bank lacks {error}", "train it again") from None
         return cls(parsed, banks)
+
+
+def high_as_powers(found: Map) -> Map:
+    """Logarithms up to `HIGH`; beyond, a power of the distance that begins there with the same value and slope.
+
+    A blurred defect ends where its distance has fallen to a share of the highest. A region reaches down to a share of
+    the map's peak, and of a high logarithm that is far out: at 4, 0.6 of it is a fifth of the distance; so it is 0.35.
+    """
+    return np.asarray(np.where(found > HIGH, HIGH * np.exp(found / HIGH - 1), found), np.float32)
 
 
 def _mean(maps: Sequence[Map]) -> Map:
