@@ -115,20 +115,20 @@ def _region(
         replace(_alone(rise, window, each, blur_px, original_hw), thin=sizes.is_thin(point_px))
         for each, sizes in [(part, ribbon), *parts_of(part, ribbon, point_px, rise.shape)]
     )
-    sharp = region.score > sure and not region.thin and not parts
+    sharp = region.score > max(sure, 0) and not region.thin and not parts
     return replace(region, parts=tuple(parts), core=_core(rise, window, part, blur_px) if sharp else None)
 
 
 def _core(rise: Map, window: Box, part: CropMask, blur_px: float) -> CropMask | None:
     """What the map itself can outline of a high part: what lies about its peak, where that is wider than a point."""
     x0, y0, x1, y1 = part.box_xyxy
-    highest, _ = _peak(rise, part)
-    high = np.zeros(rise.shape, bool)
-    high[y0:y1, x0:x1] = part.pixels & (rise[y0:y1, x0:x1] >= EDGE * highest)
-    found = next(core for core in components(high) if _touches(core, high & (rise == highest)))
-    core = on_image(found, window, rise.shape)
-    left, top, right, bottom = core.box_xyxy
-    return core if min(right - left, bottom - top) > blur_px else None
+    values = np.where(part.pixels, rise[y0:y1, x0:x1], -np.inf)
+    highest = values.max()
+    high = next(each for each in components(values >= EDGE * highest) if _touches(each, values == highest))
+    left, top, right, bottom = high.box_xyxy
+    core = on_image(CropMask((x0 + left, y0 + top, x0 + right, y0 + bottom), high.pixels), window, rise.shape)
+    x0, y0, x1, y1 = core.box_xyxy
+    return core if min(x1 - x0, y1 - y0) > blur_px else None
 
 
 def _alone(rise: Map, window: Box, part: CropMask, blur_px: float, original_hw: tuple[int, int]) -> Region:
