@@ -39,6 +39,7 @@ def intersection_over_union(line: dict[str, Any], plates: Path) -> float:
     return float((found & truth).sum() / (found | truth).sum())
 
 
+@pytest.mark.slow
 def test_the_docs_command_trains_and_tests_through_anomalibs_own_cli(plates: Path, tmp_path: Path) -> None:
     (tmp_path / "bottle").symlink_to(plates)
     (command,) = re.findall(r"^(anomalib train .*SamRefined.*)$", DOCS.read_text(encoding="utf-8"), re.M)

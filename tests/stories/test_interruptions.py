@@ -62,6 +62,7 @@ except KeyboardInterrupt as pressed:
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_a_runtime_is_imported_is_still_ctrl_c(plant, sam_inspect, good: Path, tmp_path: Path) -> None:
     line = ["inspect", sorted(good.iterdir())[0], "--recipe", plant.recipe, "--runtime", "openvino", "--out"]
     assert sam_inspect(*line, tmp_path / "its graphs are made").status == 0

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 
+@pytest.mark.slow
 def test_every_runtime_gives_the_same_verdicts_and_masks(
     plant: Any, good: Path, tmp_path: Path, sam_inspect: Callable[..., Any], results: Callable[[Path], Any]
 ) -> None:
