@@ -17,7 +17,7 @@ from sam_inspect.records import Box, CropMask, Prompt, Region, View
 
 IMAGE_INPUT_PX = 1024
 SUMMIT_CELLS = 1.5
-SURE, EDGE = 2.0, 0.77  # thresholds; of a peak as high as that, the share at which the map shows the defect's edge
+STRONG, EDGE = 2.0, 0.77  # thresholds; of a peak as high as that, the share at which the map shows the defect's edge
 NEIGHBOURS_ZOOM = 1.5
 MOST_ZOOMED = 10
 Map = NDArray[np.float32]
@@ -42,7 +42,7 @@ def find_regions(
     low = min(threshold, config.floor * threshold)
     cell = max(original_hw[0] / anomaly_map.shape[0], original_hw[1] / anomaly_map.shape[1])
     regions = [
-        _region(rise, window, part, config.blur_cells * cell, original_hw, SURE * threshold)
+        _region(rise, window, part, config.blur_cells * cell, original_hw, STRONG * threshold)
         for window, rise in _windows(anomaly_map, original_hw, low, threshold)
         for part in _parts(rise, low, threshold, config.grow, SUMMIT_CELLS * cell / _scale_yx(rise, window)[0])
     ]
@@ -106,7 +106,7 @@ def _peak(rise: Map, part: CropMask) -> tuple[float, tuple[int, int]]:
 
 
 def _region(
-    rise: Map, window: Box, part: CropMask, blur_px: float, original_hw: tuple[int, int], sure: float
+    rise: Map, window: Box, part: CropMask, blur_px: float, original_hw: tuple[int, int], strong: float
 ) -> Region:
     """A part of a window as a region of the image: a long line with its parts, a high and wide one with its core."""
     point_px = blur_px / math.sqrt(math.prod(_scale_yx(rise, window)))
@@ -115,20 +115,20 @@ def _region(
         replace(_alone(rise, window, each, blur_px, original_hw), thin=sizes.is_thin(point_px))
         for each, sizes in [(part, ribbon), *parts_of(part, ribbon, point_px, rise.shape)]
     )
-    sharp = region.score > max(sure, 0) and not region.thin and not parts
-    return replace(region, parts=tuple(parts), core=_core(rise, window, part, blur_px) if sharp else None)
+    sharp = region.score > max(strong, 0) and not region.thin and not parts
+    return replace(region, parts=tuple(parts), core=_core(rise, window, part, region) if sharp else None)
 
 
-def _core(rise: Map, window: Box, part: CropMask, blur_px: float) -> CropMask | None:
+def _core(rise: Map, window: Box, part: CropMask, region: Region) -> CropMask | None:
     """What the map itself can outline of a high part: what lies about its peak, where that is wider than a point."""
     x0, y0, x1, y1 = part.box_xyxy
-    values = np.where(part.pixels, rise[y0:y1, x0:x1], -np.inf)
-    highest = values.max()
-    high = next(each for each in components(values >= EDGE * highest) if _touches(each, values == highest))
+    inside = rise[y0:y1, x0:x1]
+    highs = components(part.pixels & (inside >= EDGE * region.score))
+    high = next(each for each in highs if _touches(each, inside == region.score))
     left, top, right, bottom = high.box_xyxy
     core = on_image(CropMask((x0 + left, y0 + top, x0 + right, y0 + bottom), high.pixels), window, rise.shape)
     x0, y0, x1, y1 = core.box_xyxy
-    return core if min(x1 - x0, y1 - y0) > blur_px else None
+    return core if min(x1 - x0, y1 - y0) > region.blur_px else None
 
 
 def _alone(rise: Map, window: Box, part: CropMask, blur_px: float, original_hw: tuple[int, int]) -> Region:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sam_inspect.errors import ConfigError
 from sam_inspect.localize.memory import Map, on_grid
-from sam_inspect.localize.memory_bank import HIGH, SURE, Bank, MemoryBank
+from sam_inspect.localize.memory_bank import SURE, Bank, MemoryBank, high_as_powers
 from sam_inspect.localize.nearest import block_of, highest
 from sam_inspect.networks.runtime import Sizable
 from sam_inspect.tiles import TilePlan
@@ -48,8 +48,7 @@ class HeatmapGraph(nn.Module):
 
     def forward(self, *images: Tensor) -> Tensor:
         """See the class."""
-        found = self._scaled(images)
-        return torch.where(found > HIGH, HIGH * torch.exp(found / HIGH - 1), found)
+        return high_as_powers(self._scaled(images))
 
     def _scaled(self, images: tuple[Tensor, ...]) -> Tensor:
         """`MemoryBank._scaled`."""

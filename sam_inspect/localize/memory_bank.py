@@ -136,7 +136,7 @@ class MemoryBank:
 
     def _combined(self, maps: Sequence[Sequence[Map]], original_hw: tuple[int, int]) -> Map:
         """See `_scaled` and `high_as_powers`."""
-        return high_as_powers(self._scaled(maps, original_hw))
+        return high_as_powers(torch.from_numpy(self._scaled(maps, original_hw))).numpy()
 
     def _scaled(self, maps: Sequence[Sequence[Map]], original_hw: tuple[int, int]) -> Map:
         """What those that draw see on average, smoothed; its peak is the score.
@@ -203,13 +203,13 @@ class MemoryBank:
         return cls(parsed, banks)
 
 
-def high_as_powers(found: Map) -> Map:
+def high_as_powers(found: Tensor) -> Tensor:
     """Logarithms up to `HIGH`; beyond, a power of the distance that begins there with the same value and slope.
 
     A blurred defect ends where its distance has fallen to a share of the highest. A region reaches down to a share of
     the map's peak, and of a high logarithm that is far out: at 4, 0.6 of it is a fifth of the distance; so it is 0.35.
     """
-    return np.asarray(np.where(found > HIGH, HIGH * np.exp(found / HIGH - 1), found), np.float32)
+    return torch.where(found > HIGH, HIGH * torch.exp(found / HIGH - 1), found)
 
 
 def _mean(maps: Sequence[Map]) -> Map:
