@@ -18,8 +18,9 @@ from sam_inspect.config import PromptConfig
 from sam_inspect.images import read_image
 from sam_inspect.localize import memory_bank
 from sam_inspect.localize.drawn_maps import fit_of, located, measured
+from sam_inspect.localize.looks import SURE
 from sam_inspect.localize.memory import spread_out
-from sam_inspect.localize.memory_bank import HIGH, SURE, Bank, MemoryBank, high_as_powers
+from sam_inspect.localize.memory_bank import Bank, MemoryBank
 from sam_inspect.localize.nearest import NearestPatches
 from sam_inspect.localize.patches import BackboneConfig, PatchGrid, product_scale
 from sam_inspect.networks import runtime
@@ -164,7 +165,9 @@ def test_what_a_smaller_look_sees_scales_the_map_but_does_not_draw_it(bank: Memo
     assert alone.anomaly_map is not None
     assert together.anomaly_map is not None
     assert max(peaks) < SURE
-    assert together.pred_score == pytest.approx(np.mean(peaks), rel=1e-4)
+    shares = np.array(peaks) / [one.rare for one in bank.banks]
+    score = np.mean([one.rare for one in bank.banks]) * np.mean(shares**8) ** (1 / 8)
+    assert together.pred_score == pytest.approx(score, rel=1e-4)
     scale = together.pred_score / alone.pred_score
     np.testing.assert_allclose(together.anomaly_map, alone.anomaly_map * scale, rtol=1e-4)
 
@@ -180,16 +183,6 @@ def test_a_defect_beyond_doubt_keeps_the_map_as_it_was_drawn(bank: MemoryBank, i
     alone, together = MemoryBank(bank.args, bank.banks[:1]).localize(image), bank.localize(image)
     assert min(MemoryBank(bank.args, [drawing(one)]).localize(image).pred_score for one in bank.banks) > SURE
     np.testing.assert_array_equal(together.anomaly_map, alone.anomaly_map)
-
-
-def test_a_share_of_a_high_peak_is_a_share_of_its_distance_whatever_its_height() -> None:
-    distances = np.geomspace(0.01, 1e4, 2000)
-    found = high_as_powers(torch.from_numpy(np.log1p(distances).astype(np.float32))).numpy()
-    assert (np.diff(found) > 0).all(), "so that no ranking changes"
-    low = distances < np.expm1(HIGH)
-    np.testing.assert_allclose(found[low], np.log1p(distances[low]), rtol=1e-6)
-    reach = [np.interp(0.6 * np.interp(peak, distances, found), found, distances) / peak for peak in (30, 300, 3000)]
-    assert reach == pytest.approx([0.35] * 3, abs=0.025)
 
 
 class FarFromZero:

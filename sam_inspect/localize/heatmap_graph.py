@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam_inspect.errors import ConfigError
+from sam_inspect.localize.looks import SURE, high_as_powers, score_of
 from sam_inspect.localize.memory import Map, on_grid
-from sam_inspect.localize.memory_bank import SURE, Bank, MemoryBank, high_as_powers
+from sam_inspect.localize.memory_bank import Bank, MemoryBank
 from sam_inspect.localize.nearest import block_of, highest
 from sam_inspect.networks.runtime import Sizable
 from sam_inspect.tiles import TilePlan
@@ -27,6 +28,7 @@ class HeatmapGraph(nn.Module):
     """
 
     kernel: Tensor
+    rare: Tensor
     grid_hw: tuple[int, int]
 
     def __init__(self, memory_bank: MemoryBank, original_hw: tuple[int, int]) -> None:
@@ -45,6 +47,7 @@ class HeatmapGraph(nn.Module):
         self.grid_hw = max(drawn, key=lambda hw: hw[0] * hw[1])
         sigma = memory_bank.args.smooth * memory_bank.tile_cells(self.grid_hw, original_hw)
         self.register_buffer("kernel", _gaussian(sigma))
+        self.register_buffer("rare", torch.tensor([bank.rare for bank in memory_bank.banks]))
 
     def forward(self, *images: Tensor) -> Tensor:
         """See the class."""
@@ -57,7 +60,7 @@ class HeatmapGraph(nn.Module):
         anomaly_map = self._smooth(torch.stack(drawing).mean(0))
         if all(self.draws):
             return anomaly_map
-        score, peak = torch.stack([found.max() for found in maps]).mean(), anomaly_map.max()
+        score, peak = score_of(torch.stack([found.max() for found in maps]), self.rare), anomaly_map.max()
         return anomaly_map * (score.clamp(max=SURE) / peak.clamp(1e-6, SURE))
 
     def _smooth(self, found: Tensor) -> Tensor:

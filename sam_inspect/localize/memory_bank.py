@@ -3,7 +3,7 @@
 PatchCore (Roth et al., CVPR 2022) with five differences, each measured in `docs/choices.md`: every layer has a memory
 and a map of its own, at its own resolution; channels are standardised by good parts; distances are taken in units of
 what good parts show at that place, and their logarithms averaged; the same network looks at the image three times, at
-512 pixels to say where, at 256 and 160 to help say whether; the memory is a sample spread out in rounds.
+512 pixels to say where, at 256 and 160 to help say whether (`looks.py`); the memory is a sample spread out in rounds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from sam_inspect.config import Section, validated
 from sam_inspect.errors import DatasetError, RecipeError, WeightsError
 from sam_inspect.images import blend_tiles, read_image, read_size
 from sam_inspect.localize import Fit
-from sam_inspect.localize.memory import LayerMemory, Map, Normal, on_grid, smooth
+from sam_inspect.localize.looks import SURE, high_as_powers, mean_of, rare_peak, score_of
+from sam_inspect.localize.memory import LayerMemory, Map, Normal, smooth
 from sam_inspect.localize.patches import BackboneConfig, PatchGrid, product_scale
 from sam_inspect.localize.planted import measure_offsets, moved_back
 from sam_inspect.networks.loaded import load_backbone
@@ -39,8 +40,6 @@ POOL_PATCHES = 60_000
 HELD_BYTES = 1 << 30
 FOLDS = 5
 PLANTED_IMAGES = 3
-SURE = float(np.log1p(3))
-HIGH = 2.05
 LOOKS = (BackboneConfig(), *(BackboneConfig(size_px=size, cell_px=8, draws=False) for size in (256, 160)))
 
 
@@ -73,6 +72,7 @@ class Bank:
         weights: name, sha256 and source of the pretrained weights.
         offsets_yx: where each layer's map lies off the image, pixels of the scaled image.
         normals: what good parts show, one a layer; () before it is known.
+        rare: how high the look's highest cell is on one good part in a hundred; 1 before it is known.
     """
 
     grid: PatchGrid
@@ -80,6 +80,7 @@ class Bank:
     weights: dict[str, str]
     offsets_yx: tuple[tuple[float, float], ...]
     normals: tuple[Normal, ...] = ()
+    rare: float = 1.0
 
     def distances(self, image: NDArray[np.uint8]) -> list[Map]:
         """A (h, w) float32 map a layer: each cell's distance to the nearest good patch, put where it belongs."""
@@ -141,17 +142,19 @@ class MemoryBank:
     def _scaled(self, maps: Sequence[Sequence[Map]], original_hw: tuple[int, int]) -> Map:
         """What those that draw see on average, smoothed; its peak is the score.
 
-        Where others do not draw, it is scaled so that its peak is the mean of all their peaks, wherever each has its
-        own. Up to `SURE`, three times a typical good part's peak: beyond, whatever is seen is a defect, and the map
-        stays as it was drawn.
+        Where others do not draw, it is scaled so that its peak is what `score_of` makes of all their peaks, wherever
+        each has its own. Up to `SURE`, three times a typical good part's peak: beyond, whatever is seen is a defect,
+        and the map stays as it was drawn.
         """
-        looks = [_mean(layers) for layers in maps]
+        looks = [mean_of(layers) for layers in maps]
         drawing = [look for look, bank in zip(looks, self.banks, strict=True) if bank.grid.config.draws]
-        drawn = _mean(drawing)
+        drawn = mean_of(drawing)
         anomaly_map = smooth(drawn, self.args.smooth * self.tile_cells(drawn.shape, original_hw))
         if len(drawing) == len(looks):
             return anomaly_map
-        score, peak = float(np.mean([look.max() for look in looks])), float(anomaly_map.max())
+        peaks = torch.tensor([float(look.max()) for look in looks])
+        rare = torch.tensor([bank.rare for bank in self.banks])
+        score, peak = float(score_of(peaks, rare)), float(anomaly_map.max())
         return anomaly_map * np.float32(min(score, SURE) / max(min(peak, SURE), 1e-6))
 
     def tile_cells(self, shape: tuple[int, ...], original_hw: tuple[int, int]) -> float:
@@ -203,24 +206,9 @@ class MemoryBank:
         return cls(parsed, banks)
 
 
-def high_as_powers(found: Tensor) -> Tensor:
-    """Logarithms up to `HIGH`; beyond, a power of the distance that begins there with the same value and slope.
-
-    A blurred defect ends where its distance has fallen to a share of the highest. A region reaches down to a share of
-    the map's peak, and of a high logarithm that is far out: at 4, 0.6 of it is a fifth of the distance; so it is 0.35.
-    """
-    return torch.where(found > HIGH, HIGH * torch.exp(found / HIGH - 1), found)
-
-
-def _mean(maps: Sequence[Map]) -> Map:
-    """The mean of maps on the finest grid among them."""
-    finest = max((found.shape for found in maps), key=lambda shape: shape[0] * shape[1])
-    return np.asarray(np.mean([on_grid(found, finest) for found in maps], axis=0), np.float32)
-
-
 def _facts(bank: Bank) -> dict[str, Any]:
     offsets = [list(offset) for offset in bank.offsets_yx]
-    return {"scale": bank.grid.scale, "offsets_yx": offsets, "weights": bank.weights}
+    return {"scale": bank.grid.scale, "offsets_yx": offsets, "rare": bank.rare, "weights": bank.weights}
 
 
 def _restored(
@@ -241,6 +229,7 @@ def _restored(
         weights=weights,
         offsets_yx=tuple((float(dy), float(dx)) for dy, dx in facts["offsets_yx"]),
         normals=tuple(Normal(parts["place_mean"].numpy(), parts["place_scale"].numpy()) for parts in layers),
+        rare=float(facts["rare"]),
     )
 
 
@@ -293,7 +282,9 @@ def _fit_bank(
     bank = replace(bank, offsets_yx=measure_offsets(bank, planted, grid.scale, grid.config.cell_px))
     maps = _cross_fitted(bank, pools, owners, held, args, progress)
     bank = replace(bank, normals=tuple(Normal.of(layer) for layer in zip(*maps, strict=True)))
-    return bank, [(bank.deviations(found), image.original_hw) for found, image in zip(maps, held, strict=True)]
+    deviations = [bank.deviations(found) for found in maps]
+    bank = replace(bank, rare=rare_peak([mean_of(layers) for layers in deviations]))
+    return bank, [(found, image.original_hw) for found, image in zip(deviations, held, strict=True)]
 
 
 def _memories(pools: Sequence[Tensor], args: MemoryBankArgs, device: str) -> tuple[LayerMemory, ...]:
