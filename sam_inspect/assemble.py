@@ -68,10 +68,17 @@ def stages_of_recipe(folder: Path, asked: Asked) -> Stages:
     from sam_inspect.networks.runtime import running_on
 
     with running_on(chosen):
-        localizer = localizer_class.from_state(config.localizer.args, recipe.tensors, recipe.facts, device=place)
+        localizer = _localizer(localizer_class, recipe, place)
         segmenter = _tuned(_segmenter(config, place), recipe)
     threshold = _threshold(recipe, config) if asked.threshold is None else asked.threshold
     return Stages(config, segmenter, localizer, threshold, recipe, chosen)
+
+
+def _localizer(kind: type[Trainable], recipe: Recipe, device: str) -> Trainable:
+    try:
+        return kind.from_state(recipe.config.localizer.args, recipe.tensors, recipe.facts, device=device)
+    except RecipeError as error:
+        raise RecipeError(f"{recipe.folder}: {error.problem}", error.remedy) from None
 
 
 def stages_of_boxes(recipe: Recipe | None, asked: Asked) -> Stages:

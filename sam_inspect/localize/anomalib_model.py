@@ -147,7 +147,7 @@ class AnomalibModel:
         parsed = validated(AnomalibArgs, dict(args), "localizer.args")
         place = Place.from_facts(facts)
         if "model_args" not in facts:
-            raise RecipeError("the recipe's model of anomalib lacks 'model_args'", "train it again")
+            raise RecipeError("its model of anomalib lacks 'model_args'", "train it again")
         parsed = parsed.model_copy(update={"args": facts["model_args"]})
         return cls(parsed, _loaded(parsed, tensors, "the recipe"), device, place)
 

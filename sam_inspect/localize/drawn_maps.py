@@ -40,7 +40,7 @@ class Place:
             dy, dx = facts["offset_yx"]
             return cls((float(dy), float(dx)), float(facts["base"]))
         except (KeyError, ValueError) as error:
-            raise RecipeError(f"the recipe's model of anomalib lacks {error}", "train it again") from None
+            raise RecipeError(f"its model of anomalib lacks {error}", "train it again") from None
 
     def facts(self) -> dict[str, Any]:
         """For a recipe."""

@@ -202,7 +202,7 @@ class MemoryBank:
             known = [(config, facts["banks"][index]) for index, config in enumerate(parsed.backbones)]
             banks = [_restored(f"{i}.", config, tensors, fact, device) for i, (config, fact) in enumerate(known)]
         except (KeyError, IndexError) as error:
-            raise RecipeError(f"the recipe's memory bank lacks {error}", "train it again") from None
+            raise RecipeError(f"its memory bank lacks {error}", "train it again") from None
         return cls(parsed, banks)
 
 

@@ -126,6 +126,15 @@ def test_a_recipe_with_a_file_missing_cut_or_changed(
     refused(sam_inspect("inspect", good, "--recipe", recipe, "--out", tmp_path / "out"), tensors.name)
 
 
+def test_a_recipe_of_an_older_program(sam_inspect, recipe: Path, good: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load((recipe / "recipe.yaml").read_text())
+    for bank in content["localizer_facts"]["banks"]:
+        del bank["rare"]
+    (recipe / "recipe.yaml").write_text(yaml.safe_dump(content))
+    run = sam_inspect("inspect", good, "--recipe", recipe, "--out", tmp_path / "out")
+    refused(run, f"{recipe}: its memory bank lacks 'rare'; train it again")
+
+
 def test_a_recipe_that_is_no_yaml(sam_inspect, recipe: Path, good: Path, tmp_path: Path) -> None:
     (recipe / "recipe.yaml").write_text("{ not: [yaml\n")
     refused(sam_inspect("inspect", good, "--recipe", recipe, "--out", tmp_path / "out"), "recipe.yaml")
