@@ -10,6 +10,7 @@ from typing import Any, cast
 from sam_inspect.config import RecipeConfig
 from sam_inspect.errors import ConfigError, ExtraMissing, RecipeError, UsageError
 from sam_inspect.exports import Export, is_export, load_export
+from sam_inspect.judge import calibrated_threshold
 from sam_inspect.localize import Localizer, Trainable
 from sam_inspect.localize.exported_map import ExportedMap
 from sam_inspect.networks.graphs import Graph, Runtime, RuntimeName, check, graph, installed, openvino_has_bf16
@@ -17,7 +18,6 @@ from sam_inspect.plugins import broken_contract, load_plugin
 from sam_inspect.recipe import BASE, Recipe, load_recipe
 from sam_inspect.segment import Segmenter, Tunable
 from sam_inspect.segment.exported_sam import ExportedSam
-from sam_inspect.thresholds import calibrated_threshold
 
 log = logging.getLogger(__name__)
 

@@ -21,12 +21,12 @@ from sam_inspect.datasets import good_images
 from sam_inspect.errors import ConfigError, DatasetError, ImageError
 from sam_inspect.files import make_folder
 from sam_inspect.images import read_image, read_size
+from sam_inspect.judge import calibrated_threshold
 from sam_inspect.localize import Fit, Localizer, Trainable
 from sam_inspect.localize.anomalib_exported import GRAPHS
 from sam_inspect.plugins import broken_contract, load_plugin
 from sam_inspect.progress import Progress
 from sam_inspect.recipe import RECIPE, Recipe, save_recipe
-from sam_inspect.thresholds import calibrated_threshold
 
 STRIKING = 5  # good images that are named, for somebody to look at
 PACKAGES = ("sam-inspect", "torch", "timm", "numpy", "opencv-python-headless", "segment-anything")

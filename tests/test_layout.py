@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1] / "sam_inspect"
 PLAN = [
     "errors records config",
-    "images tiles masks recipe exports weights plugins files progress thresholds",
+    "images tiles masks recipe exports weights plugins files progress",
     "networks lines",
     "localize prompt segment mirror choose judge",
     "ask assemble",

@@ -9,21 +9,22 @@ import torch
 from torch import Tensor
 
 from sam_inspect.localize.memory import Map, on_grid
-from sam_inspect.thresholds import calibrated_threshold
 
 SURE = float(np.log1p(3))
 HIGH = 2.05
-RARE = 0.01
 POWER = 8
 
 
 def rare_peak(looks: Sequence[Map]) -> float:
-    """How high the highest cell of a look is on one good part in a hundred; above 0.
+    """How high the highest cell of a look is on a rare good part: two standard deviations above the mean; above 0.
+
+    No quantile of the tail: the threshold is one, of the same few parts, and would be too low for others.
 
     Args:
         looks: one look's maps of good parts that it has not seen, each (h, w) float32; at least one.
     """
-    return max(calibrated_threshold(np.array([found.max() for found in looks], np.float32), RARE), 1e-6)
+    peaks = np.array([found.max() for found in looks])
+    return max(float(peaks.mean() + 2 * peaks.std()), 1e-6)
 
 
 def score_of(peaks: Tensor, rare: Tensor) -> Tensor:

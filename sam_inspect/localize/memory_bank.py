@@ -72,7 +72,7 @@ class Bank:
         weights: name, sha256 and source of the pretrained weights.
         offsets_yx: where each layer's map lies off the image, pixels of the scaled image.
         normals: what good parts show, one a layer; () before it is known.
-        rare: how high the look's highest cell is on one good part in a hundred; 1 before it is known.
+        rare: how high the look's highest cell is on a rare good part; 1 before it is known.
     """
 
     grid: PatchGrid

@@ -18,13 +18,13 @@ from torchvision.tv_tensors import Mask
 from sam_inspect.datasets import Sample, read_gt_mask
 from sam_inspect.errors import ConfigError
 from sam_inspect.images import read_image
+from sam_inspect.judge import calibrated_threshold
 from sam_inspect.localize.anomalib_engine import one_spelling
 from sam_inspect.localize.anomalib_model import Frame, frame_of
 from sam_inspect.localize.drawn_maps import Place, located
 from sam_inspect.masks import union
 from sam_inspect.pipeline import Inspector
 from sam_inspect.recipe import load_recipe
-from sam_inspect.thresholds import calibrated_threshold
 
 
 class SamPostProcessor(PostProcessor):
