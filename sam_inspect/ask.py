@@ -1,7 +1,8 @@
 """SAM is asked twice about what a map shows: first for what is there, then for what has the box of that.
 
 The map says where a defect is, but shows it blurred, so that the box it gives is a guess. What SAM outlines in it has a
-better one, and in its own box SAM draws better. A given box is no guess: there it is asked once.
+better one, and in its own box SAM draws better. A given box is no guess: there it is asked once. Of a line the map does
+not tell the width, nor of a spot the size: there, of a spot if SAM is in doubt, its mask of the smallest part counts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sam_inspect.choose import outline
+from sam_inspect.choose import is_doubted, outline
 from sam_inspect.config import ChooseConfig
 from sam_inspect.mirror import AS_IT_IS, MIRRORS, Mirror, mean_of
 from sam_inspect.records import Box, Candidates, Localization, Prompt, View
@@ -68,8 +69,17 @@ def ask_view(
         return _answers(segmenter, sides, boxes, localization)
     pointed = [_with_peak(prompt, localization) for prompt in boxes]
     answers = _answers(segmenter, sides, [*boxes, *pointed], localization)
-    first = [_together(*both) for both in zip(answers[: len(boxes)], answers[len(boxes) :], strict=True)]
-    return _answers(segmenter, sides, [_again(answer, localization, config) for answer in first], localization)
+    pairs = list(zip(answers[: len(boxes)], answers[len(boxes) :], strict=True))
+    fine = [_has_no_size(_together(*pair), localization, config) for pair in pairs]
+    first = [_together(*map(_finest, pair)) if has else _together(*pair) for pair, has in zip(pairs, fine, strict=True)]
+    second = _answers(segmenter, sides, [_again(answer, localization, config) for answer in first], localization)
+    return [_finest(answer) if has else answer for answer, has in zip(second, fine, strict=True)]
+
+
+def _has_no_size(answer: Candidates, localization: Localization, config: ChooseConfig) -> bool:
+    """Whether neither the map, which shows a point, nor SAM, whose masks outvote each other, tells how large it is."""
+    region = localization.asked(answer.prompt)
+    return region.narrow and not region.thin and is_doubted(answer, localization, config)
 
 
 def _answers(

@@ -37,7 +37,8 @@ RANKED_PX = 64
 SIGMAS = 0.7  # of the Gaussian that the map's blur is taken for, in widths of a point on the map
 LEAST_PROBABILITY = 0.01
 SPECK_SHARE = 0.02
-FILLED, STABLE = 0.8, 0.85  # of its own box; as much of a mask as stays between a logit of -1 and of 1
+FILLED = 0.8  # of its own box
+STABLE, DOUBTED = 0.85, 0.65  # stability scores
 OUTSIDE, PER_SIDE = 1.0, 40.0  # logits that SAM's vote must have more beyond a given box: at its edge, and a side away
 Map = NDArray[np.float32]
 
@@ -71,9 +72,8 @@ def outline(candidates: Candidates, localization: Localization, config: ChooseCo
     evidence = _evidence(localization, view.crop_xyxy, grid_hw, region, config.from_peak)
     agreements = _agreements(candidates, region, evidence, config.from_peak)
     if agreements.max() >= config.least_agreement:
-        ranks = agreements + config.predicted_iou * candidates.predicted_iou
         temperature = IN_BOX_TEMPERATURE if evidence is None else VOTE_TEMPERATURE
-        vote = on_crop(view, _vote(candidates.low_res_logits, ranks / temperature), grid_hw)
+        vote = on_crop(view, _vote(candidates, agreements, config, temperature), grid_hw)
         if evidence is None:
             rise = vote - _doubt(region.box_xyxy, view.crop_xyxy, grid_hw)
         else:
@@ -87,10 +87,28 @@ def outline(candidates: Candidates, localization: Localization, config: ChooseCo
     return Outline(region.mask, region, "heatmap") if region.mask is not None else None
 
 
+def is_doubted(candidates: Candidates, localization: Localization, config: ChooseConfig) -> bool:
+    """Whether SAM's masks of what a map shows outvote each other: what they vote for has no edge, or several.
+
+    Args:
+        candidates: SAM's answer to the prompt of a region.
+        localization, config: see `choose`.
+    """
+    region, view = localization.asked(candidates.prompt), candidates.view
+    evidence = _evidence(localization, view.crop_xyxy, work_hw(view.crop_hw), region, config.from_peak)
+    agreements = _agreements(candidates, region, evidence, config.from_peak)
+    rows, columns = _low_res_hw(view)
+    return _stability(_vote(candidates, agreements, config, VOTE_TEMPERATURE)[:rows, :columns]) < DOUBTED
+
+
 def _is_echo(mask: CropMask, vote: Map) -> bool:
-    """Whether SAM fills a box and is not sure of its edge: by the stability score of SA-1B (Kirillov et al. 2023)."""
-    stable, within = int(np.count_nonzero(vote > 1)), int(np.count_nonzero(vote > -1))
-    return mask.area_px > FILLED * mask.pixels.size and stable < STABLE * within
+    """Whether SAM fills a box and is not sure of its edge."""
+    return mask.area_px > FILLED * mask.pixels.size and _stability(vote) < STABLE
+
+
+def _stability(logits: Map) -> float:
+    """How much of a mask stays between a logit of -1 and of 1: the stability score of SA-1B (Kirillov et al. 2023)."""
+    return int(np.count_nonzero(logits > 1)) / max(1, int(np.count_nonzero(logits > -1)))
 
 
 def _joined(parts: Sequence[Outline], region: Region) -> Outline:
@@ -173,10 +191,11 @@ def _low_res_hw(view: View) -> tuple[int, int]:
     return -(-height // 4), -(-width // 4)
 
 
-def _vote(logits: Map, ranks: NDArray[np.float64]) -> Map:
-    """(M, l, l) logits -> (l, l): their mean, weighted by the softmax of their ranks."""
+def _vote(candidates: Candidates, agreements: NDArray[np.float64], config: ChooseConfig, temperature: float) -> Map:
+    """(l, l) mean of the masks' logits, weighted by the softmax of their ranks: agreement and SAM's own estimate."""
+    ranks = (agreements + config.predicted_iou * candidates.predicted_iou) / temperature
     weights = np.exp(ranks - ranks.max())
-    return np.asarray(np.tensordot(weights / weights.sum(), logits, 1), np.float32)
+    return np.asarray(np.tensordot(weights / weights.sum(), candidates.low_res_logits, 1), np.float32)
 
 
 def _probability(logits: Map) -> Map:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from sam_inspect.ask import ask
@@ -72,6 +73,14 @@ class Four(Often):
         return Candidates(view, prompt, logits, np.ones(4, np.float32))
 
 
+class Doubting(Four):
+    """The same, and no pixel of it for certain."""
+
+    def _answer(self, view: View, prompt: Prompt) -> Candidates:
+        answer = super()._answer(view, prompt)
+        return replace(answer, low_res_logits=answer.low_res_logits.clip(max=0.8))
+
+
 class Leaning(Often):
     """Sees what is bright in a view, and a little below it."""
 
@@ -125,6 +134,19 @@ def test_of_a_line_the_finest_mask_counts_and_of_anything_else_all_of_them() -> 
         found = replace(found, regions=(replace(found.regions[0], thin=thin),))
         (outline,) = choose(ask(Four(), IMAGE, [VIEW], found, ChooseConfig()), found, ChooseConfig())
         assert outline.mask.box_xyxy == expected
+
+
+@pytest.mark.parametrize(
+    ("sam", "narrow", "masks"), [(Doubting, True, 1), (Doubting, False, 4), (Four, True, 4), (Four, False, 4)]
+)
+def test_of_a_spot_that_sam_doubts_the_finest_mask_counts(sam: type[Four], narrow: bool, masks: int) -> None:
+    found = shown()
+    found = replace(found, regions=(replace(found.regions[0], narrow=narrow),))
+    asked = sam()
+    (answer,) = ask(asked, IMAGE, [VIEW], found, ChooseConfig())
+    assert len(answer.predicted_iou) == masks
+    again = filled_box(LINE if masks == 1 else HOLE).box_xyxy
+    assert asked.asked[-1].box_xyxy == pytest.approx(again, abs=2), "the second box is that of what counted"
 
 
 def test_a_segmenter_that_draws_one_mask_draws_lines_too() -> None:
