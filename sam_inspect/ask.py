@@ -20,6 +20,7 @@ from sam_inspect.records import Box, Candidates, Localization, Prompt, View
 from sam_inspect.segment import Encoded, Interactive, Segmenter
 
 GROWN = 1.05
+POINT = 1.42  # widths of a point on the map: hardly wider than one
 FINEST = 1  # SAM answers with its single mask, then with the three of part, larger part and whole.
 ON_DEFECT = np.ones(1, np.int64)
 
@@ -79,7 +80,10 @@ def ask_view(
 def _has_no_size(answer: Candidates, localization: Localization, config: ChooseConfig) -> bool:
     """Whether neither the map, which shows a point, nor SAM, whose masks outvote each other, tells how large it is."""
     region = localization.asked(answer.prompt)
-    return region.narrow and not region.thin and is_doubted(answer, localization, config)
+    if region.mask is None or region.thin:
+        return False
+    x0, y0, x1, y1 = region.mask.box_xyxy
+    return max(x1 - x0, y1 - y0) < POINT * region.blur_px and is_doubted(answer, localization, config)
 
 
 def _answers(

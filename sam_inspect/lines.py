@@ -47,13 +47,9 @@ class Ribbon:
         inside = distance[distance > 0].clip(max=max(within_hw))  # of a picture without an edge it has no end
         return cls(2 * float(inside.max()), 4 * float(inside.mean() - 0.5), len(inside))
 
-    def is_narrow(self, point_px: float) -> bool:
-        """Nowhere wider than a point that the map shows so wide: of no width that the map can tell."""
-        return self.widest < THIN * point_px
-
     def is_thin(self, point_px: float) -> bool:
-        """So narrow, and longer than wide."""
-        return self.is_narrow(point_px) and self.area > THIN_AREA * self.widest**2
+        """Nowhere wider than a point that the map shows so wide, and longer: of no width that the map can tell."""
+        return self.widest < THIN * point_px and self.area > THIN_AREA * self.widest**2
 
     def is_long(self, point_px: float) -> bool:
         """Hardly wider than a point, and so long that one view shows too little of it."""

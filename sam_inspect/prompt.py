@@ -112,11 +112,7 @@ def _region(
     point_px = blur_px / math.sqrt(math.prod(_scale_yx(rise, window)))
     ribbon = Ribbon.of(part, rise.shape)
     region, *parts = (
-        replace(
-            _alone(rise, window, each, blur_px, original_hw),
-            narrow=sizes.is_narrow(point_px),
-            thin=sizes.is_thin(point_px),
-        )
+        replace(_alone(rise, window, each, blur_px, original_hw), thin=sizes.is_thin(point_px))
         for each, sizes in [(part, ribbon), *parts_of(part, ribbon, point_px, rise.shape)]
     )
     sharp = region.score > max(strong, 0) and not region.thin and not parts

@@ -71,8 +71,7 @@ class Region:
         label: the defect type where the boxes file names one.
         core: of a high and wide region, the map's outline of the defect; None where the map cannot tell.
         blur_px: how wide the map shows a point there, pixels; 0 for a given box.
-        narrow: whether it is nowhere wider than a point, so that the map cannot tell how wide the defect is.
-        thin: whether it is narrow, and a line.
+        thin: whether it is a line, of which the map cannot tell the width.
         parts: of a long line, each a region of its own: what SAM is asked about one by one; () for all others.
     """
 
@@ -83,7 +82,6 @@ class Region:
     label: str | None = None
     core: CropMask | None = None
     blur_px: float = 0.0
-    narrow: bool = False
     thin: bool = False
     parts: tuple[Region, ...] = ()
 
