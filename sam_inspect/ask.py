@@ -71,8 +71,11 @@ def ask_view(
     pointed = [_with_peak(prompt, localization) for prompt in boxes]
     answers = _answers(segmenter, sides, [*boxes, *pointed], localization)
     pairs = list(zip(answers[: len(boxes)], answers[len(boxes) :], strict=True))
-    fine = [_has_no_size(_together(*pair), localization, config) for pair in pairs]
-    first = [_together(*map(_finest, pair)) if has else _together(*pair) for pair, has in zip(pairs, fine, strict=True)]
+    first = [_together(*pair) for pair in pairs]
+    fine = [_has_no_size(answer, localization, config) for answer in first]
+    first = [
+        _together(*map(_finest, pair)) if has else both for pair, both, has in zip(pairs, first, fine, strict=True)
+    ]
     second = _answers(segmenter, sides, [_again(answer, localization, config) for answer in first], localization)
     return [_finest(answer) if has else answer for answer, has in zip(second, fine, strict=True)]
 
