@@ -73,7 +73,7 @@ def _parts(rise: Map, low: float, threshold: float, grow: float, summit_px: floa
     """The outlines of the regions of one window, the highest first."""
     # Resampling may shave a lone cell's peak; the window was cut for what rises, so its highest pixel always counts.
     highest = float(rise.max())
-    least = min(max(threshold, grow * highest), highest - 1e-6)
+    least = min(max(threshold, grow * highest), np.nextafter(highest, -np.inf))
     # A region begins where the map has a peak of its own: the slope about another region's peak begins none.
     reach = 2 * math.ceil(summit_px) + 1
     summits = (rise > least) & (rise >= cv2.dilate(rise, np.ones((reach, reach), np.uint8)))
