@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from sam_inspect.config import RecipeConfig
-from sam_inspect.errors import ConfigError, ExtraMissing, RecipeError, UsageError
+from sam_inspect.errors import ConfigError, ExtraMissing, RecipeError, UsageError, WeightsError
 from sam_inspect.exports import Export, is_export, load_export
 from sam_inspect.judge import calibrated_threshold
 from sam_inspect.localize import Localizer, Trainable
@@ -63,13 +63,12 @@ def stages_of_recipe(folder: Path, asked: Asked) -> Stages:
     localizer_class = load_plugin("localizers", config.localizer.name)
     if not issubclass(localizer_class, Trainable):
         raise broken_contract(config.localizer.name, localizer_class, Trainable)
-    chosen = _checked_runtime(recipe, place) if asked.runtime == asked.precision == "auto" else None
-    chosen = chosen or pick_runtime_for(config, place, asked.runtime, asked.precision)
+    chosen = _runtime(recipe, config, place, asked)
     from sam_inspect.networks.runtime import running_on
 
     with running_on(chosen):
         localizer = _localizer(localizer_class, recipe, place)
-        segmenter = _tuned(_segmenter(config, place), recipe)
+        segmenter = _as_trained(_segmenter(config, place), recipe)
     threshold = _threshold(recipe, config) if asked.threshold is None else asked.threshold
     return Stages(config, segmenter, localizer, threshold, recipe, chosen)
 
@@ -90,10 +89,10 @@ def stages_of_boxes(recipe: Recipe | None, asked: Asked) -> Stages:
 
     config = adjusted(recipe.config if recipe else RecipeConfig(), None, asked.min_area_px)
     place = pick_device(asked.device)
-    chosen = pick_runtime_for(config, place, asked.runtime, asked.precision)
+    chosen = _runtime(recipe, config, place, asked)
     with running_on(chosen):
         segmenter = _segmenter(config, place)
-        segmenter = _tuned(segmenter, recipe) if recipe else segmenter
+        segmenter = _as_trained(segmenter, recipe) if recipe else segmenter
     return Stages(config, segmenter, None, None, recipe, chosen)
 
 
@@ -192,6 +191,12 @@ def pick_runtime_for(config: RecipeConfig, device: str, name: str = "auto", prec
     return pick_runtime(name, precision, device, network.image_encoder, facts["sha256"])
 
 
+def _runtime(recipe: Recipe | None, config: RecipeConfig, device: str, asked: Asked) -> Runtime:
+    """What was asked for; where nothing was, what the recipe was checked with, or what is fastest here."""
+    chosen = _checked_runtime(recipe, device) if recipe and asked.runtime == asked.precision == "auto" else None
+    return chosen or pick_runtime_for(config, device, asked.runtime, asked.precision)
+
+
 def _checked_runtime(recipe: Recipe, device: str) -> Runtime | None:
     """What `bench --check` put into the recipe, where it was checked on such a device and runs here."""
     if device != recipe.runtime.get("device", "cpu") or not installed(recipe.runtime.get("runtime", "")):
@@ -209,8 +214,17 @@ def _segmenter(config: RecipeConfig, device: str) -> Segmenter:
     return segmenter_class.from_config(config.segmenter.args, device=device)
 
 
-def _tuned(segmenter: Segmenter, recipe: Recipe) -> Segmenter:
-    """The segmenter with the recipe's tuned decoder, where it has one."""
+def _as_trained(segmenter: Segmenter, recipe: Recipe) -> Segmenter:
+    """The segmenter with the recipe's tuned decoder, where it has one.
+
+    Raises:
+        WeightsError: its weights are others than those that the recipe was trained for.
+    """
+    known = recipe.provenance.get("segmenter_weights", {}).get("sha256")  # Recipes of before November 2026 have none.
+    found = getattr(segmenter, "sha256", known)
+    if known and known != found:
+        problem = f"{recipe.folder}: trained for SAM weights {known[:12]}, {recipe.config.segmenter.name} here has"
+        raise WeightsError(f"{problem} {found[:12]}", "bring the same weights or train again")
     if not recipe.decoder:
         return segmenter
     if not isinstance(segmenter, Tunable):

@@ -15,11 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sam_inspect.errors import UsageError
+from sam_inspect.errors import ImageError, UsageError
 from sam_inspect.exports import FACTS, is_export, load_export
+from sam_inspect.files import absolute
 from sam_inspect.images import read_image
 from sam_inspect.localize.boxes import read_boxes
-from sam_inspect.pipeline import Inspector
+from sam_inspect.pipeline import Inspector, unread
 from sam_inspect.progress import Progress
 from sam_inspect.recipe import Recipe, load_recipe
 from sam_inspect.records import Inspection
@@ -158,7 +159,7 @@ def inspect_folder(
         OutputError: the folder cannot be written, or the disk is full. What was done until then stays.
     """
     start = time.monotonic()
-    names = [str(image) for image in images if not image.absolute().is_relative_to(out.absolute())]
+    names = [str(image) for image in images if not Path(absolute(image)).is_relative_to(absolute(out))]
     if images and not names:
         raise UsageError(f"{out}: every image lies in the folder for results", "give another --out")
     with ResultsLog(out) as results:
@@ -185,7 +186,7 @@ class _Run:
     settings: str
 
     def is_done(self, image: str) -> bool:
-        with_map = self.inspector.recipe is not None
+        with_map = self.inspector.localizer is not None
         return self.results.is_done(image, self._mark(image)) and self.pictures.is_complete(image, with_map=with_map)
 
     def inspect(self, images: Sequence[str], jobs: int, progress: Progress) -> None:
@@ -203,7 +204,12 @@ class _Run:
 
     def _keep(self, inspection: Inspection, mark: str) -> None:
         drawn = inspection.verdict != "error" and self.pictures.save
-        self.pictures.write(read_image(inspection.image) if drawn else None, inspection)
+        try:
+            image = read_image(inspection.image) if drawn else None
+        except ImageError as error:  # It was there a moment ago.
+            log.warning(error)
+            image, inspection = None, unread(inspection.image, error)
+        self.pictures.write(image, inspection)
         self.results.append(inspection, mark)
 
 
@@ -234,7 +240,7 @@ def _settings(inspector: Inspector) -> str:
         for path in [folder / FACTS] if is_export(folder) else sorted(folder.glob("*.safetensors")):
             digest.update(path.read_bytes())
     parts = [version("sam-inspect"), inspector.config.model_dump_json(), repr(inspector.threshold), digest.hexdigest()]
-    return "\n".join([*parts, inspector.runtime.precision])
+    return "\n".join([*parts, inspector.runtime.precision, getattr(inspector.segmenter, "sha256", "")])
 
 
 def conclude(

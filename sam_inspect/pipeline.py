@@ -188,10 +188,21 @@ class Inspector:
             if isinstance(found, Inspection):
                 yield found
                 continue
-            try:
-                yield from self.inspect_together(found)
-            except ImageError as error:
-                yield _unread(found[0].name, error)
+            yield from self._inspected(found)
+
+    def _inspected(self, parts: Sequence[Part]) -> Iterator[Inspection]:
+        """An inspection of each; what cannot be taken together is taken one by one."""
+        answered = 0
+        try:
+            for inspection in self.inspect_together(parts):
+                answered += 1
+                yield inspection
+        except ImageError as error:
+            if len(parts) == 1:
+                yield unread(parts[0].name, error)
+                return
+            for part in parts[answered:]:
+                yield from self._inspected([part])
 
     def at_once(self, part: Part) -> int:
         """How many parts like this one `inspect_together` is worth being asked about at once."""
@@ -206,7 +217,7 @@ class Inspector:
             parts: of one size, and no more than `at_once`.
 
         Raises:
-            ImageError: the localizer cannot take the one part that there is.
+            ImageError: the localizer cannot take them.
         """
         start = time.perf_counter()
         found = self._localize(parts)
@@ -346,10 +357,11 @@ def _part(path: str | Path) -> Part | Inspection:
     try:
         return Part.read(path)
     except ImageError as error:
-        return _unread(str(path), error)
+        return unread(str(path), error)
 
 
-def _unread(name: str, error: ImageError) -> Inspection:
+def unread(name: str, error: ImageError) -> Inspection:
+    """The inspection of an image that cannot be read, or that the localizer cannot take."""
     return Inspection(name, "error", error=str(error))
 
 

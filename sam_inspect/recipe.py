@@ -23,7 +23,7 @@ from safetensors import numpy as arrays
 
 from sam_inspect.config import SCHEMA_VERSION, RecipeConfig, validated
 from sam_inspect.errors import RecipeError
-from sam_inspect.files import make_folder, write_bytes, write_text
+from sam_inspect.files import make_folder, output_errors, write_bytes, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +86,9 @@ class Recipe:
 
 
 def save_recipe(recipe: Recipe) -> None:
-    """Writes the folder; `recipe.yaml` last, so that a folder with one is whole. A tuned decoder is `save_decoder`'s.
+    """Writes the folder; `recipe.yaml` goes first and comes last, so that a folder with one is whole.
+
+    A tuned decoder is `save_decoder`'s.
 
     Raises:
         OutputError: the folder cannot be written or the disk is full.
@@ -94,6 +96,8 @@ def save_recipe(recipe: Recipe) -> None:
     from safetensors.torch import save
 
     folder = make_folder(recipe.folder)
+    with output_errors(folder):
+        (folder / RECIPE).unlink(missing_ok=True)
     calibration = {"scores": recipe.calibration_scores, "pixels": recipe.calibration_pixels}
     contents = {
         LOCALIZER: save({name: tensor.contiguous() for name, tensor in recipe.tensors.items()}),

@@ -26,7 +26,7 @@ from sam_inspect.localize import Fit, Localizer, Trainable
 from sam_inspect.localize.anomalib_exported import GRAPHS
 from sam_inspect.plugins import broken_contract, load_plugin
 from sam_inspect.progress import Progress
-from sam_inspect.recipe import RECIPE, Recipe, save_recipe
+from sam_inspect.recipe import Recipe, save_recipe
 
 STRIKING = 5  # good images that are named, for somebody to look at
 PACKAGES = ("sam-inspect", "torch", "timm", "numpy", "opencv-python-headless", "segment-anything")
@@ -63,10 +63,11 @@ def train_recipe(
     if not issubclass(localizer_class, Trainable):
         raise ConfigError(f"localizer {config.localizer.name}: learns nothing from good images", "name another one")
     images = _readable(good_images(data), data, progress)
+    place = pick_device(device)
+    segmenter = _segmenter_weights(config, place)
     make_folder(folder)  # before minutes of work, not after them
-    (folder / RECIPE).unlink(missing_ok=True)
     start = time.monotonic()
-    localizer, fit = localizer_class.fit(images, config.localizer.args, device=pick_device(device), progress=progress)
+    localizer, fit = localizer_class.fit(images, config.localizer.args, device=place, progress=progress)
     tensors, facts = localizer.state()
     recipe = Recipe(
         folder=folder,
@@ -76,7 +77,7 @@ def train_recipe(
         calibration_scores=fit.calibration_scores,
         calibration_pixels=fit.calibration_pixels,
         metrics=_metrics(fit, config, len(images), time.monotonic() - start),
-        provenance=_provenance(data, images, fit),
+        provenance=_provenance(data, images, fit) | {"segmenter_weights": segmenter},
     )
     save_recipe(recipe)
     _say_what_to_look_at(recipe.metrics)
@@ -121,6 +122,16 @@ def _readable(images: Sequence[Path], data: Path, progress: Progress) -> list[Pa
     if len(good) < 2:
         raise DatasetError(f"{data}: only one good image", "give at least two, better twenty or more")
     return good
+
+
+def _segmenter_weights(config: RecipeConfig, device: str) -> dict[str, str]:
+    """Name, sha256 and source of what SAM will refine with; {} for a plugin's segmenter, which keeps its own."""
+    from sam_inspect.networks.loaded import load_sam
+    from sam_inspect.networks.sam import NAMES
+
+    if config.segmenter.name not in NAMES:
+        return {}
+    return load_sam(config.segmenter.name, config.segmenter.args.get("weights"), device)[1]
 
 
 def _metrics(fit: Fit, config: RecipeConfig, count: int, seconds: float) -> dict[str, Any]:

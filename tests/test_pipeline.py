@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,9 +16,12 @@ from sam_inspect import pipeline
 from sam_inspect.batch import inspect_folder
 from sam_inspect.config import PromptConfig, RecipeConfig
 from sam_inspect.errors import ImageError, UsageError
+from sam_inspect.images import find_images
+from sam_inspect.localize.boxes import read_boxes
 from sam_inspect.pipeline import LEAST_AHEAD, MOST_AHEAD, Inspector
 from sam_inspect.progress import silent
-from sam_inspect.records import Candidates, Localization, View
+from sam_inspect.recipe import Recipe
+from sam_inspect.records import Candidates, Inspection, Localization, View
 
 HW = (96, 128)
 THRESHOLD = 3.0
@@ -173,6 +176,81 @@ def test_images_of_one_size_are_localized_together_and_answered_in_order(tmp_pat
         if one.verdict == "fail":
             alone = inspector.inspect(file)
             assert (alone.score, alone.defects[0].mask.box_xyxy) == (one.score, one.defects[0].mask.box_xyxy)
+
+
+def test_a_batch_that_is_refused_is_taken_one_by_one(tmp_path: Path) -> None:
+    class Picky(Together):
+        def localize(self, image: np.ndarray) -> Localization:
+            return self.localize_many([image])[0]
+
+        def localize_many(self, images: Sequence[np.ndarray]) -> list[Localization]:
+            if any(image.max() > 210 for image in images):
+                raise ImageError("too bright", "mend the lamp")
+            return [Brightness().localize(image) for image in images]
+
+    bright = np.full((*HW, 3), 250, np.uint8)
+    for number, image in enumerate([part(), bright, part((32, 40)), bright, bright]):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), image)
+    inspector = Inspector(RecipeConfig(), BoxFiller(), localizer=Picky(), threshold=THRESHOLD)
+    found = list(inspector.inspect_many(sorted(tmp_path.iterdir())))
+    assert [Path(one.image).stem for one in found] == ["0", "1", "2", "3", "4"]
+    assert [one.verdict for one in found] == ["pass", "error", "fail", "error", "error"]
+    assert "mend the lamp" in str(found[1].error)
+
+
+def of_boxes(tmp_path: Path, recipe: Recipe | None = None) -> tuple[Inspector, list[Path]]:
+    """An inspector of boxes from a file, and its image."""
+    image, file = tmp_path / "a.png", tmp_path / "boxes.csv"
+    cv2.imwrite(str(image), part((32, 40)))
+    file.write_text("image,x0,y0,x1,y1\na.png,30,38,50,58\n")
+    return Inspector(RecipeConfig(), BoxFiller(), recipe=recipe, boxes=read_boxes(file, [image])), [image]
+
+
+@pytest.mark.parametrize("with_recipe", [False, True])
+def test_given_boxes_are_outlined_once_whatever_else_is_named(tmp_path: Path, with_recipe: bool) -> None:
+    """A recipe beside the boxes has a map, but these images have none."""
+    recipe = Recipe(tmp_path / "recipe", RecipeConfig(), {}, {}, np.ones(3, np.float32), np.ones(1, np.float32))
+    inspector, images = of_boxes(tmp_path, recipe if with_recipe else None)
+    runs = [inspect_folder(inspector, images, tmp_path / "out", progress=silent) for _ in range(2)]
+    assert [(run.inspected, run.resumed) for run in runs] == [(1, 0), (0, 1)]
+
+
+def test_other_weights_of_sam_are_another_inspection(tmp_path: Path) -> None:
+    inspector, images = of_boxes(tmp_path)
+    assert isinstance(inspector.segmenter, BoxFiller)
+    for sha256, inspected in (("old", 1), ("old", 0), ("new", 1)):
+        inspector.segmenter.sha256 = sha256
+        assert inspect_folder(inspector, images, tmp_path / "out", progress=silent).inspected == inspected
+
+
+def test_an_image_that_is_taken_away_meanwhile_is_an_error_and_the_run_goes_on(tmp_path: Path) -> None:
+    for name in "abc":
+        cv2.imwrite(str(tmp_path / f"{name}.png"), part((32, 40)))
+
+    class Moved(Inspector):
+        def inspect_many(self, paths: Iterable[str | Path]) -> Iterator[Inspection]:
+            for inspection in super().inspect_many(paths):
+                if inspection.image.endswith("b.png"):
+                    Path(inspection.image).unlink()
+                yield inspection
+
+    moved = Moved(RecipeConfig(), BoxFiller(), localizer=Brightness(), threshold=THRESHOLD)
+    run = inspect_folder(moved, sorted(tmp_path.glob("*.png")), tmp_path / "out", progress=silent)
+    assert (run.failed, run.errors) == (2, 1)
+    assert "b.png" in (tmp_path / "out" / "results.jsonl").read_text()
+    assert run.page is not None
+
+
+def test_an_earlier_runs_pictures_are_known_however_its_folder_is_spelt(
+    inspector: Inspector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sub").mkdir()
+    cv2.imwrite("a.png", part((32, 40)))
+    for _ in range(2):
+        images = find_images(["."])
+        run = inspect_folder(inspector, images, Path("sub/../res"), progress=silent, save=frozenset({"overlays"}))
+        assert run.inspected + run.resumed == 1
 
 
 @pytest.mark.parametrize(("held", "most"), [(pipeline.BYTES_AHEAD, MOST_AHEAD), (1, LEAST_AHEAD)])

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 
 from sam_inspect.config import RecipeConfig, StageConfig
-from sam_inspect.errors import DatasetError
+from sam_inspect.errors import DatasetError, WeightsError
 from sam_inspect.images import read_size
+from sam_inspect.localize import memory_bank
+from sam_inspect.pipeline import Inspector
 from sam_inspect.progress import silent
-from sam_inspect.recipe import Recipe, load_recipe
+from sam_inspect.recipe import Recipe, load_recipe, save_recipe
 from sam_inspect.training import train_recipe
 from sam_inspect.weights import LoadedWeights
 
@@ -89,7 +92,30 @@ def test_the_recipe_says_from_what_and_with_what_it_was_made(recipe: Recipe, pla
         digest.update(image.name.encode() + b"\0" + image.read_bytes())
     assert told["data_sha256"] == digest.hexdigest()
     assert set(told["weights"]["mobile_sam"]) == {"name", "sha256", "source"}
+    assert told["segmenter_weights"] == told["weights"]["mobile_sam"], "which both use here"
     assert {"torch", "timm", "sam-inspect"} <= set(told["packages"])
+
+
+def test_a_training_that_fails_leaves_the_recipe_that_was_there(
+    recipe: Recipe, plates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(recipe.folder, tmp_path / "recipe")
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(memory_bank, "_gather", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(plates, folder)
+    assert same(load_recipe(folder), recipe)
+
+
+def test_a_recipe_is_refused_with_another_sam_than_it_was_trained_for(recipe: Recipe, tmp_path: Path) -> None:
+    folder = shutil.copytree(recipe.folder, tmp_path / "recipe")
+    told = recipe.provenance | {"segmenter_weights": recipe.provenance["segmenter_weights"] | {"sha256": "0" * 64}}
+    save_recipe(replace(recipe, folder=folder, provenance=told))
+    with pytest.raises(WeightsError, match="train again"):
+        Inspector.from_recipe(folder, "cpu", runtime="torch")
 
 
 def test_a_test_set_beside_loose_good_images_is_not_learned(plates: Path, tmp_path: Path) -> None:
