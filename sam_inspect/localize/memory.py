@@ -1,9 +1,8 @@
-"""What one layer of a network remembers of good parts, and how far off a patch is, in units of good parts."""
+"""What one layer of a network remembers of good parts, and how far off a patch is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Self
 
 import cv2
@@ -14,48 +13,9 @@ from torch import Tensor
 
 from sam_inspect.localize.nearest import NearestPatches
 
-PLACES = 64
-PLACE_SIGMA = 1.0
-LEAST_SPREAD = 0.5
-SPREAD_POWER = 0.75
 ROUNDS = 10
 TINY = 1e-12
 Map = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Normal:
-    """How far good patches lie from the memory, by place.
-
-    Attributes:
-        mean: (64, 64) float32 mean distance, over the image.
-        scale: (64, 64) float32, what a distance beyond it is divided by: how far the worst place of a typical good
-            part lies beyond it, times the spread of good parts there, damped, so that a place where they differ much
-            (a border, a print) counts less but never nothing.
-    """
-
-    mean: Map
-    scale: Map
-
-    @classmethod
-    def of(cls, maps: Sequence[Map]) -> Self:
-        """Measured on maps of good parts that the memory has not seen, each (h, w) float32."""
-        stack = np.stack([on_grid(found, (PLACES, PLACES)) for found in maps])
-        mean, spread = smooth(stack.mean(0), PLACE_SIGMA), smooth(stack.std(0), PLACE_SIGMA)
-        typical = float(spread.mean())
-        damped = np.hypot(spread, LEAST_SPREAD * typical)
-        scale = (damped / damped.mean()) ** SPREAD_POWER
-        peaks = [smooth(beyond, PLACE_SIGMA).max() for beyond in (stack - mean) / scale]
-        return cls(mean, np.asarray(scale * max(float(np.median(peaks)), 1e-6), np.float32))
-
-    def deviations(self, distances: Map) -> Map:
-        """Distances beyond what good parts show at that place, as log(1 + d); d = 1 is a typical good part's peak.
-
-        The logarithm, because layers vote: one that is a hundredfold off must not outvote three that see nothing.
-        """
-        shape = distances.shape
-        beyond = (distances - on_grid(self.mean, shape)) / on_grid(self.scale, shape)
-        return np.asarray(np.log1p(np.maximum(beyond, 0)), np.float32)
 
 
 class LayerMemory:

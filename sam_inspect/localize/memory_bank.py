@@ -26,8 +26,9 @@ from sam_inspect.errors import DatasetError, RecipeError, WeightsError
 from sam_inspect.images import blend_tiles, read_image, read_size
 from sam_inspect.localize import Fit
 from sam_inspect.localize.looks import SURE, high_as_powers, mean_of, rare_peak, score_of
-from sam_inspect.localize.memory import LayerMemory, Map, Normal, smooth
+from sam_inspect.localize.memory import LayerMemory, Map, smooth
 from sam_inspect.localize.patches import BackboneConfig, PatchGrid, product_scale
+from sam_inspect.localize.places import Normal, place_share
 from sam_inspect.localize.planted import measure_offsets, moved_back
 from sam_inspect.networks.loaded import load_backbone
 from sam_inspect.progress import Progress
@@ -107,6 +108,16 @@ class Bank:
         """Distances in units of what good parts show at that place."""
         return [normal.deviations(found) for normal, found in zip(self.normals, distances, strict=True)]
 
+    def in_units(self, held: Sequence[Sequence[Map]], share: float) -> Self:
+        """The bank that knows what good parts show.
+
+        Args:
+            held: `distances` of good parts that it has not seen.
+            share: how far the place counts; see `place_share`.
+        """
+        bank = replace(self, normals=tuple(Normal.of(maps, share) for maps in zip(*held, strict=True)))
+        return replace(bank, rare=rare_peak([mean_of(bank.deviations(distances)) for distances in held]))
+
 
 class MemoryBank:
     """See the module. A `Trainable`."""
@@ -131,13 +142,14 @@ class MemoryBank:
     def localize_many(self, images: Sequence[NDArray[np.uint8]]) -> list[Localization]:
         """See `Batching.localize_many`."""
         original_hw = images[0].shape[:2]
-        looks = [[bank.deviations(found) for found in bank.distances_of(images)] for bank in self.banks]
+        looks = [list(bank.distances_of(images)) for bank in self.banks]
         maps = [self._combined(found, original_hw) for found in zip(*looks, strict=True)]
         return [Localization(original_hw, float(found.max()), anomaly_map=found) for found in maps]
 
-    def _combined(self, maps: Sequence[Sequence[Map]], original_hw: tuple[int, int]) -> Map:
-        """See `_scaled` and `high_as_powers`."""
-        return high_as_powers(torch.from_numpy(self._scaled(maps, original_hw))).numpy()
+    def _combined(self, looks: Sequence[Sequence[Map]], original_hw: tuple[int, int]) -> Map:
+        """The map of each look's layers' distances; see `_scaled` and `high_as_powers`."""
+        deviations = [bank.deviations(found) for bank, found in zip(self.banks, looks, strict=True)]
+        return high_as_powers(torch.from_numpy(self._scaled(deviations, original_hw))).numpy()
 
     def _scaled(self, maps: Sequence[Sequence[Map]], original_hw: tuple[int, int]) -> Map:
         """What those that draw see on average, smoothed; its peak is the score.
@@ -174,11 +186,11 @@ class MemoryBank:
         looks = [_look(sizes_hw, config, device) for config in parsed.backbones]
         held_every = _held_every(images, [grid for grid, _ in looks], parsed)
         fitted = [_fit_bank(images, grid, weights, parsed, held_every, progress) for grid, weights in looks]
-        localizer = cls(parsed, [bank for bank, _ in fitted])
-        held = [
-            localizer._combined([maps for maps, _ in found], found[0][1])
-            for found in zip(*(held for _, held in fitted), strict=True)
-        ]
+        share = place_share([layer for _, found in fitted for layer in zip(*found, strict=True)])
+        log.info("where a patch lies on the part counts %.0f %% in the unit of its distance", 100 * share)
+        localizer = cls(parsed, [bank.in_units(found, share) for bank, found in fitted])
+        seen = zip(*(found for _, found in fitted), sizes_hw[::held_every], strict=True)
+        held = [localizer._combined(distances, hw) for *distances, hw in seen]
         weights = {bank.weights["name"]: bank.weights for bank in localizer.banks}
         return localizer, Fit.of(held, weights, images[::held_every])
 
@@ -233,9 +245,6 @@ def _restored(
     )
 
 
-HeldMaps = list[tuple[list[Map], tuple[int, int]]]
-
-
 def _look(sizes_hw: list[tuple[int, int]], config: BackboneConfig, device: str) -> tuple[PatchGrid, dict[str, str]]:
     """What cuts images of these sizes and answers with features, and its weights' facts."""
     backbone, weights = load_backbone(config, device)
@@ -270,21 +279,14 @@ def _fit_bank(
     args: MemoryBankArgs,
     held_every: int,
     progress: Progress,
-) -> tuple[Bank, HeldMaps]:
-    """One network's bank, and for each held image its layers' deviations and (H, W).
-
-    Each of these is scored by a memory without its own fold.
-    """
+) -> tuple[Bank, list[list[Map]]]:
+    """One network's bank, and for each held image its layers' distances to a memory without the image's own fold."""
     pools, owners, held = _gather(images, grid, args, held_every, progress)
     memories = _memories(pools, args, str(grid.backbone.device))
     bank = Bank(grid, memories, weights, tuple((0.0, 0.0) for _ in pools))
     planted = [read_image(path) for path in images[:PLANTED_IMAGES]]
     bank = replace(bank, offsets_yx=measure_offsets(bank, planted, grid.scale, grid.config.cell_px))
-    maps = _cross_fitted(bank, pools, owners, held, args, progress)
-    bank = replace(bank, normals=tuple(Normal.of(layer) for layer in zip(*maps, strict=True)))
-    deviations = [bank.deviations(found) for found in maps]
-    bank = replace(bank, rare=rare_peak([mean_of(layers) for layers in deviations]))
-    return bank, [(found, image.original_hw) for found, image in zip(deviations, held, strict=True)]
+    return bank, _cross_fitted(bank, pools, owners, held, args, progress)
 
 
 def _memories(pools: Sequence[Tensor], args: MemoryBankArgs, device: str) -> tuple[LayerMemory, ...]:
