@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -231,7 +232,7 @@ def record(recipe: Path, rows: Sequence[Row]) -> Row:
         raise UsageError("--check: none of the images shows a defect", "name some that do")
     most = max(row["threads"] for row in rows)
     same = [row for row in rows if row["threads"] == most and _keeps(row)]
-    best = min(same, key=lambda row: float(row["good"]["p50"] + row["defective"]["p50"]))
+    best = min(same, key=lambda row: float(np.nansum([row["good"]["p50"], row["defective"]["p50"]])))
     save_runtime(recipe, best)
     return best
 
@@ -252,6 +253,20 @@ def as_tables(
         for title, columns, rows in tables
         if rows
     ]
+
+
+def as_json(networks: Sequence[Row], inspections: Sequence[Row], measured_on: Mapping[str, str]) -> str:
+    """All of it as one document; null where nothing was timed."""
+    found = {"machine": measured_on, "networks": networks, "inspect": inspections}
+    return json.dumps(_without_nan(found), indent=2, allow_nan=False) + "\n"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _chosen(recipe: Path, images: Sequence[str]) -> list[str]:
@@ -281,9 +296,10 @@ def _run(recipe: Path, images: Sequence[str], device: str, runtime: Runtime, thr
         said = process.stderr.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode not in (0, 1):
+        results = Path(out) / "results.jsonl"
+        if process.returncode not in (0, 1) or not results.is_file():
             raise SamInspectError(f"bench with {runtime}: {said.strip() or process.returncode}", "see there")
-        lines = (Path(out) / "results.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = results.read_text(encoding="utf-8").splitlines()
         return Run([json.loads(line) for line in lines], time.monotonic() - start, usage.ru_maxrss / 1024)
 
 

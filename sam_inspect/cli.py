@@ -231,8 +231,7 @@ def bench(
         networks = timing.bench_networks(place, counts, progress)
         measured_on = timing.machine(place)
         if json_file is not None:
-            found = {"machine": measured_on, "networks": networks, "inspect": rows}
-            write_text(json_file, json.dumps(found, indent=2) + "\n")
+            write_text(json_file, timing.as_json(networks, rows, measured_on))
         for shown in timing.as_tables(networks, rows, measured_on):
             table(*shown)
         if check and recipe:

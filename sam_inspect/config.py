@@ -150,7 +150,9 @@ def validated(schema: type[M], data: Any, where: str) -> M:
         path = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{where}: unknown key {path!r}", _nearest(schema, first["loc"])) from None
-        raise ConfigError(f"{where}: {path or 'content'}: {first['msg']}", f"got {first['input']!r}") from None
+        # Around a missing key lies a whole section, with what may be secret.
+        got = "give it" if first["type"] == "missing" else f"got {first['input']!r}"
+        raise ConfigError(f"{where}: {path or 'content'}: {first['msg']}", got) from None
 
 
 def _nearest(schema: type[BaseModel], loc: tuple[int | str, ...]) -> str:
@@ -159,6 +161,6 @@ def _nearest(schema: type[BaseModel], loc: tuple[int | str, ...]) -> str:
         annotation = schema.model_fields[part].annotation
         kinds = (annotation, *get_args(annotation))
         schema = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), schema)
-    valid = list(schema.model_fields)
+    valid = [field.alias or name for name, field in schema.model_fields.items()]
     near = difflib.get_close_matches(str(loc[-1]), valid, n=1)
     return f"did you mean {near[0]!r}?" if near else f"valid keys are {', '.join(valid)}"

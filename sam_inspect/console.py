@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 import typer
@@ -104,7 +104,8 @@ class _Stderr(logging.Handler):
     """Writes to whatever `sys.stderr` is at the time: a bar that is on the screen puts itself there."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        with suppress(OSError):  # A full disk behind stderr is no reason to end what the message is about.
+            print(self.format(record), file=sys.stderr, flush=True)
 
 
 class _Text(logging.Formatter):

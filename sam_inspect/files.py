@@ -50,9 +50,15 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             Path(name).unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """`data` to `path`, whole or not at all. Raises OutputError."""
-    write_atomically(path, lambda part: _write(part, data))
+def write_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """`data` to `path`, whole or not at all; `durable`: also where the power goes right after. Raises OutputError."""
+
+    def write(part: Path) -> None:
+        _write(part, data)
+        if durable:
+            _sync(part)
+
+    write_atomically(path, write)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,3 +82,8 @@ def drop_oldest(files: Iterable[Path], most_bytes: int) -> None:
 
 def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

@@ -21,6 +21,11 @@ def from_full(mask: Mask) -> CropMask | None:
     return tight(CropMask((0, 0, mask.shape[1], mask.shape[0]), mask))
 
 
+def alone(mask: CropMask) -> CropMask:
+    """The same mask with pixels of its own: a view keeps the whole frame in memory that it was cut from."""
+    return CropMask(mask.box_xyxy, mask.pixels.copy())
+
+
 def tight(mask: CropMask) -> CropMask | None:
     """The same mask in the least box that holds its pixels; None where nothing is set."""
     x, y, width, height = cv2.boundingRect(mask.pixels.view(np.uint8))
@@ -128,7 +133,8 @@ def from_rle(rle: dict[str, Any]) -> CropMask | None:
     height, width = rle["size"]
     if isinstance(rle["counts"], list):
         rle = coco.frPyObjects(rle, height, width)
-    return from_full(coco.decode(rle).astype(bool))
+    found = from_full(coco.decode(rle).astype(bool))
+    return alone(found) if found else None
 
 
 def without_specks(mask: CropMask, least_share: float) -> CropMask:

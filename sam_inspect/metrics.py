@@ -337,7 +337,7 @@ def resample_groups(groups: Sequence[str], defective: Mask, seed: int = 0) -> ND
     """Bootstrap by group: how often each image is drawn, (RESAMPLES, n) float64.
 
     Whole groups are drawn with replacement, since pictures of one part are alike (Field and Welsh, Bootstrapping
-    clustered data, 2007); groups with a defective image and those without apart, so that no draw lacks either.
+    clustered data, 2007); groups with a defective image and those without apart, so that hardly a draw lacks either.
 
     Args:
         groups: (n,) group of each image.

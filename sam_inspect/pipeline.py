@@ -226,7 +226,7 @@ class Inspector:
             yield self._inspect(part, localization, localize_ms)
 
     def outline(self, image: NDArray[np.uint8], boxes: Sequence[tuple[float, float, float, float]]) -> list[Defect]:
-        """SAM's mask of each given box, largest first; none for a box that lies outside or in which SAM sees nothing.
+        """SAM's mask of each given box; none for a box that lies outside or in which SAM sees nothing.
 
         Args:
             image: (H, W, 3) uint8 RGB.

@@ -93,7 +93,7 @@ def test_no_part_is_learned_from_and_scored(drawn: list[tuple[str, int]], folds:
 def test_folds_score_every_label_once(drawn: list[tuple[str, int]], seed: int) -> None:
     labels = [label(f"{i}.png", kind, f"part {group}") for i, (kind, group) in enumerate(drawn)]
     found = split(labels, 3, seed)
-    if found[0].test:
+    if len({each.group for each in labels}) > 1:
         assert sorted(index for fold in found for index in fold.test) == list(range(len(labels)))
 
 
@@ -576,6 +576,7 @@ def test_a_type_that_came_out_worse_keeps_the_untuned_decoder(tuner: Tuner) -> N
 def test_weights_that_are_no_numbers_are_never_kept(sam: MobileSam, views: list[TrainingView]) -> None:
     settings = QUICK.model_copy(update={"optimizer": "adam", "lr": 1.0, "schedule": "constant", "steps": 30})
     trained = fit_decoder(sam.network, views, [], NO_ERRORS, settings, progress=silent)
+    assert trained.snapshots or trained.stopped
     for state in trained.snapshots.values():
         assert all(torch.isfinite(value).all() for value in state.values())
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_inspect import bench
-from sam_inspect.errors import ConfigError, RecipeError, UsageError
+from sam_inspect.errors import ConfigError, RecipeError, SamInspectError, UsageError
 from sam_inspect.networks import fastest, recorded, runtime, sam
 from sam_inspect.networks.backbone import SamTrunk, build_backbone
 from sam_inspect.networks.graphs import PACKAGES, Runtime
@@ -358,10 +358,30 @@ def test_a_row_of_the_bench_says_how_fast_and_how_alike(tmp_path: Path) -> None:
     assert cells[1][0] == "openvino bf16"
     with pytest.raises(RecipeError, match="does not exist"):
         bench.record(tmp_path / "none", [first, other])
+    whole = json.loads(bench.as_json([], [first, other], {"processor": "this"}))
+    assert whole["inspect"][0]["good"]["p50"] == 50
     for row in (first, other):
         row["mask_iou"]["masks"] = 0
     with pytest.raises(UsageError, match="none of the images shows a defect"):
         bench.record(tmp_path, [first, other])
+
+
+def test_where_every_image_is_defective_the_fastest_is_found_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was timed of good ones: no number, and null in the file."""
+    slow, fast = (
+        bench.Run([result("c", "fail", 9, (0, 0)), result("d", "fail", ms, (0, 0))], 2.0, 500.0) for ms in (900, 300)
+    )
+    rows = [bench._row(runtime, 1, run, slow) for runtime, run in ((Runtime(), slow), (Runtime("openvino"), fast))]
+    chosen: list[str] = []
+    monkeypatch.setattr(bench, "save_runtime", lambda _, best: chosen.append(best["runtime"]))
+    bench.record(Path("recipe"), rows)
+    assert chosen == ["openvino"]
+    assert json.loads(bench.as_json([], rows, {}))["inspect"][0]["good"] == {"p50": None, "p95": None}
+
+
+def test_a_run_of_the_bench_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(SamInspectError, match=r"none.*does not exist"):
+        bench._run(tmp_path / "none", [str(tmp_path / "a.png")], "cpu", Runtime(), 1)
 
 
 def test_a_gpu_is_shown_the_images_again_under_other_names(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from fastapi import FastAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
@@ -32,6 +33,7 @@ from pydantic import ValidationError
 from scipy.stats import ks_2samp
 from sqlalchemy import update
 from sqlalchemy.orm import Session
+from starlette.datastructures import Headers
 
 from sam_inspect import files
 from sam_inspect.config import PromptConfig
@@ -47,18 +49,20 @@ from sam_inspect.errors import (
     TooLate,
     UsageError,
 )
-from sam_inspect.masks import from_full
+from sam_inspect.masks import from_full, from_rle
 from sam_inspect.records import Candidates, Defect, Inspection, Prompt, View
 from sam_inspect.serve import outputs as outputs_module
+from sam_inspect.serve import watch
 from sam_inspect.serve.clicks import Clicker, Clicks
 from sam_inspect.serve.figures import Figures, distance
-from sam_inspect.serve.guard import is_loopback
+from sam_inspect.serve.guard import Guard, is_loopback
 from sam_inspect.serve.keys import KeyRing, add_key, read_keys, remove_key
 from sam_inspect.serve.labels import write_labels
 from sam_inspect.serve.messages import ClickMessage, Fields, Rle
-from sam_inspect.serve.outputs import JsonLines, Mqtt, Outbox, Webhook, read_outputs
+from sam_inspect.serve.outputs import JsonLines, Mqtt, Outbox, Webhook, output_of, read_outputs, without_user
 from sam_inspect.serve.store import Arrival, Filter, Store, record
 from sam_inspect.serve.tables import Base, InspectionRow
+from sam_inspect.serve.watch import folder_shots
 from sam_inspect.serve.work import Kind, Task, WorkQueue
 
 HW = (20, 30)
@@ -152,6 +156,19 @@ def test_what_comes_together_is_worked_on_together_and_one_that_fails_spoils_no_
         queue.close()
         queue.join(5)
         assert queue.depth == 0
+
+    asyncio.run(story())
+
+
+def test_work_that_goes_wrong_after_its_last_answer_does_not_end_the_thread() -> None:
+    """As a plugin's, which answers one too many."""
+
+    async def story() -> None:
+        queue = WorkQueue(9)
+        first = queue.submit(Task(lambda: "a", lambda founds: iter([*founds, "more"]), lambda _: None))
+        assert await first.answer == "a"
+        assert await queue.submit(task(lambda: "b", lambda word: word)).answer == "b"
+        queue.close()
 
     asyncio.run(story())
 
@@ -310,10 +327,12 @@ def test_deliveries_wait_in_order_until_they_are_taken(store: Store) -> None:
     assert [due.record["id"] for due in store.due("a", 9)] == [row.id for row in rows[1:]]
 
 
-def test_a_full_disk_keeps_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("begins", [b"", b"\x93NUMPY"], ids=["the image", "the map"])
+def test_a_full_disk_keeps_nothing(store: Store, monkeypatch: pytest.MonkeyPatch, begins: bytes) -> None:
     def full(part: Path, data: bytes) -> None:
-        part.write_bytes(data[:3])
-        raise OSError(errno.ENOSPC, "No space left on device")
+        part.write_bytes(data[:3] if data.startswith(begins) else data)
+        if data.startswith(begins):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files, "_write", full)
     with pytest.raises(OutputError, match="No space left"):
@@ -321,6 +340,33 @@ def test_a_full_disk_keeps_nothing(store: Store, monkeypatch: pytest.MonkeyPatch
     assert store.page(Filter(), 9) == []
     assert list(store.folder.glob("2*/*/*/*")) == []
     assert store.waiting() == {}
+
+
+def test_what_another_process_is_writing_is_not_taken_for_a_dead_ones(tmp_path: Path) -> None:
+    """`serve` and `watch` may share a store."""
+    day = tmp_path / datetime.now(UTC).strftime("%Y/%m/%d")
+    day.mkdir(parents=True)
+    fresh, old, part = day / "a.png", day / "b.png", day / ".part-c.png"
+    for path in (fresh, old, part):
+        path.write_bytes(b"x")
+    for path in (old, part):
+        os.utime(path, (time.time() - 3600, time.time() - 3600))
+    Store(tmp_path).close()
+    assert list(day.iterdir()) == [fresh]
+
+
+def test_a_file_that_cannot_go_does_not_end_the_retention(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [store.save(inspection(), b"x", ".png", arrival(), ()) for _ in range(3)]
+    unlink, locked = Path.unlink, store.image(rows[0])
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path == locked:
+            raise PermissionError(13, "Permission denied")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert store.prune(None, 0) == 3
+    assert list(store.folder.glob("2*/*/*/*")) == [locked]
 
 
 def test_a_store_that_does_not_answer(tmp_path: Path) -> None:
@@ -363,6 +409,74 @@ def test_an_output_that_was_away_is_told_all_in_order(tmp_path: Path) -> None:
     assert flaky.heard == ids
     assert other.heard == ids
     store.close()
+
+
+class Buggy(Flaky):
+    """A plugin's output, with an error of its own."""
+
+    def send(self, record: Any) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise KeyError("shift")
+        super().send(record)
+
+
+def test_an_outputs_own_error_does_not_end_what_it_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store, buggy = Store(tmp_path), Buggy(1)
+    store.save(inspection(), b"x", ".png", arrival(), ["gone"])
+    outbox = Outbox(store, {"buggy": buggy})  # type: ignore[dict-item]
+    outbox.start()
+    kept = store.save(inspection(), b"x", ".png", arrival(), outbox.names)
+    outbox.wake()
+    until = time.monotonic() + 20
+    while store.waiting() != {"gone": 1} and time.monotonic() < until:
+        time.sleep(0.05)
+    outbox.close()
+    store.close()
+    assert buggy.heard == [kept.id]
+    assert "KeyError: 'shift'" in caplog.text
+    assert "1 records wait for output gone" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        ("https://user:s3cret@mes/hook", "webhook mes/hook"),
+        ("https://mes:8443/hook", "webhook mes:8443/hook"),
+        ("mqtt://user:s3cret@broker/line/1", "mqtt broker:1883/line/1"),
+        ("/data/results.jsonl", "jsonl /data/results.jsonl"),
+    ],
+)
+def test_an_outputs_name_tells_where_and_no_password(word: str, name: str) -> None:
+    assert output_of(word)[0] == name
+
+
+def test_two_outputs_have_two_names() -> None:
+    long = "/" + "very-long-" * 12
+    words = [
+        "https://mes/hook",
+        "https://mes/hook?line=1",
+        "https://mes/hook?line=2",
+        f"{long}/a.jsonl",
+        f"{long}/b.jsonl",
+    ]
+    names = [output_of(word)[0] for word in words]
+    assert len(set(names)) == len(words)
+    assert max(map(len, names)) <= 100
+    assert "line=" not in " ".join(names), "a query may hold a token"
+
+
+@pytest.mark.parametrize("topic", ["line/{shift}", "line/{0}", "line/{", "{recipe.name}"])
+def test_a_topic_that_cannot_be_filled_in_is_refused_at_once(topic: str) -> None:
+    with pytest.raises(ConfigError, match=r"only \{recipe\}, \{verdict\}, \{camera\} and \{part\}"):
+        Mqtt.from_config({"host": "broker", "topic": topic})
+
+
+def test_a_missing_key_does_not_show_its_neighbours() -> None:
+    with pytest.raises(ConfigError) as refused:
+        Mqtt.from_config({"username": "u", "password": "hunter2"})
+    assert "host" in str(refused.value)
+    assert "hunter2" not in str(refused.value)
 
 
 class Choosy(Flaky):
@@ -448,6 +562,15 @@ def test_lines_are_whole_and_not_doubled(tmp_path: Path) -> None:
         file.write(b'{"id": "2", "pa')
     output.send({"id": "2", "part": None})
     assert [json.loads(line)["id"] for line in output.path.read_text().splitlines()] == ["1", "2"]
+
+
+def test_a_line_that_somebody_else_left_without_its_end_is_kept(tmp_path: Path) -> None:
+    output = JsonLines.from_config({"file": str(tmp_path / "results.jsonl")})
+    whole = '{"id": "a line from elsewhere, whole but for its newline"}'
+    output.path.write_text(whole)
+    output.send({"id": "1"})
+    output.send({"id": "1"})
+    assert output.path.read_text().splitlines() == [whole, '{"id": "1"}']
 
 
 @pytest.fixture
@@ -543,6 +666,7 @@ def test_a_file_of_outputs(tmp_path: Path) -> None:
         ("outputs: [{name: webhook, args: {url: 'ftp://x'}}]", "url"),
         ("outputs: [{name: jsonl, args: {file: a}}, {name: jsonl, args: {file: b}}]", "two outputs are called jsonl"),
         ("output: []", "did you mean 'outputs'"),
+        ("outputs: [{name: jsonl, ass: b, args: {file: a}}]", "did you mean 'as'"),
     ):
         file.write_text(text)
         with pytest.raises(ConfigError, match=problem):
@@ -613,6 +737,14 @@ def test_keys_are_hashes_and_a_removed_one_is_refused_at_once(tmp_path: Path) ->
 def test_which_addresses_nobody_else_reaches() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "localhost", "::1", "127.8.0.1")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.7", "example.org", "")))
+
+
+def test_a_service_on_loopback_answers_to_its_own_names_alone() -> None:
+    guard = Guard(FastAPI(), only_here=True, count=lambda *_: None)
+    for host in ("localhost:8000", "127.0.0.1:8000", "127.0.0.2:8000", "[::1]:8000"):
+        assert guard._refused(Headers({"host": host})) is None
+    for host in ("evil.example:8000", "192.168.0.7", ""):
+        assert guard._refused(Headers({"host": host}))
 
 
 # Clicks, labels, figures
@@ -690,6 +822,44 @@ def test_a_view_grows_until_it_holds_the_whole_defect() -> None:
     assert mask is not None
     np.testing.assert_allclose(mask.box_xyxy, (100, 100, 600, 400), atol=8)
     assert len(sam.encoded) > 1
+
+
+def test_masks_from_outside_do_not_hold_the_whole_frame() -> None:
+    full = np.zeros((3000, 4000), bool)
+    full[10:30, 20:40] = True
+    counts = rle.encode(np.asfortranarray(full.view(np.uint8)))["counts"].decode()
+    for mask in (
+        Rle(size=(3000, 4000), counts=counts).mask((3000, 4000)),
+        from_rle({"size": [3000, 4000], "counts": counts}),
+    ):
+        assert mask is not None
+        assert (mask.pixels.base if mask.pixels.base is not None else mask.pixels).size == 400
+
+
+def test_a_share_that_is_away_for_a_while_is_watched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "LOOK_S", 0.02)
+    monkeypatch.setattr(watch, "AWAY_S", 0.02)
+    folder, stop = tmp_path / "share", threading.Event()
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"a")
+    shots = folder_shots(folder, stop)
+    assert next(shots).name == "a.png"
+    folder.rename(tmp_path / "away")
+
+    def back() -> None:
+        time.sleep(0.2)
+        (tmp_path / "away" / "b.png").write_bytes(b"b")
+        (tmp_path / "away").rename(folder)
+
+    threading.Thread(target=back).start()
+    assert next(shots).name == "b.png"
+    stop.set()
+
+
+def test_a_cameras_password_is_not_shown() -> None:
+    assert without_user("rtsp://user:s3cret@10.0.0.7:554/live") == "rtsp://10.0.0.7:554/live"
+    assert without_user("rtsp://10.0.0.7/live@2") == "rtsp://10.0.0.7/live@2"
+    assert without_user("0") == "0"
 
 
 def test_labels_are_what_people_said(tmp_path: Path) -> None:

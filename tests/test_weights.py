@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 import timm
 import torch
 import torchvision
@@ -357,14 +358,30 @@ def test_requests_are_made_as_pip_would(monkeypatch: pytest.MonkeyPatch) -> None
         return session.merge_environment_settings(url, {}, None, None, None)["verify"]
 
     def authorized(url: str) -> bool:
-        import requests
-
         return "Authorization" in session.prepare_request(requests.Request("GET", url)).headers
 
     assert verify("https://mirror.example:8443/simple/") == "/etc/plant.pem"
     assert verify("https://inner.example/x") is False
     assert authorized("https://mirror.example:8443/files/a.whl")
     assert not authorized("https://elsewhere.example/files/a.whl")
+
+
+def test_a_server_cannot_send_to_a_file_of_this_machine(tmp_path: Path) -> None:
+    class Sending(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", (tmp_path / "private.pt").as_uri())
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    (tmp_path / "private.pt").write_bytes(b"private")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Sending) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with pytest.raises(requests.RequestException, match="file of this machine"):
+            Session(pip_settings()).get(f"http://127.0.0.1:{other.server_port}/weights.pt")
+        other.shutdown()
 
 
 def test_a_second_index_has_what_the_first_has_not(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import math
 import time
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sam_inspect.files import write_atomically
+from sam_inspect.files import write_bytes
 from sam_inspect.finetune.batch import Batch
 from sam_inspect.finetune.losses import LOSSES, forgotten, true_iou
 from sam_inspect.finetune.settings import Settings
@@ -213,7 +214,9 @@ class _Fit:
             "snapshots": trained.snapshots,
             "losses": trained.losses,
         }
-        write_atomically(path, lambda part: torch.save(state, part))
+        buffer = io.BytesIO()  # torch.save itself calls a full disk a RuntimeError
+        torch.save(state, buffer)
+        write_bytes(path, buffer.getvalue())
 
     def resumed(self, path: Path) -> Trained:
         """What an interrupted fit had done; nothing where there is none, or its file is cut."""

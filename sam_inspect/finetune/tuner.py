@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from sam_inspect.config import ChooseConfig
 from sam_inspect.errors import DatasetError
-from sam_inspect.files import make_folder, write_atomically, write_text
+from sam_inspect.files import make_folder, write_bytes, write_text
 from sam_inspect.finetune.labels import Fold, Label, parted
 from sam_inspect.finetune.loop import State, Trained, fit_decoder, marks_of
 from sam_inspect.finetune.probes import Probe, box_errors
@@ -360,7 +360,7 @@ def _beyond_noise(gains_of_parts: Sequence[Sequence[float]], few: float) -> floa
 def _keep(path: Path, trained: Trained) -> None:
     """Snapshots as safetensors, the rest as JSON beside it, which is written last."""
     tensors = {f"{steps}/{name}": value for steps, state in trained.snapshots.items() for name, value in state.items()}
-    write_atomically(path, lambda part: save_file(tensors, part))
+    write_bytes(path, save(tensors))
     write_text(path.with_suffix(".json"), json.dumps({"losses": trained.losses, "stopped": trained.stopped}))
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from sam_inspect import files, masks
 from sam_inspect.files import absolute
-from sam_inspect.records import CropMask, Defect, Inspection
+from sam_inspect.records import Defect, Inspection
 from sam_inspect.report.names import output_names
 
 RESULTS = "results.jsonl"
@@ -93,8 +93,7 @@ def _defect_from_json(row: Mapping[str, Any]) -> Defect:
     if mask is None:
         raise ValueError(f"defect at {row['box']}: its mask is empty")
     return Defect(
-        # A copy of the crop: the view would keep the whole decoded frame in memory.
-        mask=CropMask(mask.box_xyxy, mask.pixels.copy()),
+        mask=mask,
         score=row["score"],
         source=row["source"],
         area_px=row["area_px"],

@@ -21,7 +21,6 @@ from sam_inspect.errors import Draining, Forbidden, QueueFull, SamInspectError
 from sam_inspect.serve.keys import KeyRing
 
 PROBLEM = "application/problem+json"
-HERE = ("localhost", "127.0.0.1", "::1")
 log = logging.getLogger(__name__)
 
 
@@ -77,7 +76,7 @@ class Guard:
 
     def _refused(self, headers: Headers) -> str | None:
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self.only_here and _name(host) not in HERE:
+        if self.only_here and not is_loopback(_name(host)):
             return "this service is bound to loopback and answers to no other name"
         if origin is not None and origin.partition("://")[2] != host:
             return "requests from pages of other sites are refused"

@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import json
 import logging
+import re
 import ssl
 import threading
 import time
@@ -24,7 +25,7 @@ from urllib.parse import urlsplit
 import requests
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sam_inspect.config import Section, read_yaml, validated
 from sam_inspect.errors import ConfigError, Refused, ServiceError
@@ -33,8 +34,10 @@ from sam_inspect.serve.store import Store
 
 TIMEOUT_S = 10.0
 LONGEST_PAUSE_S = 60.0
+IN_TOPIC = ("recipe", "verdict", "camera", "part")
 UNWANTED = (400, 413, 415, 422)
 AT_ONCE = 50
+LONGEST_NAME = 100  # `tables.DeliveryRow.output`
 log = logging.getLogger(__name__)
 
 
@@ -92,7 +95,7 @@ def read_outputs(file: Path) -> dict[str, Output]:
 
 
 def output_of(word: str) -> tuple[str, Output]:
-    """An output by one word of a command line, and what the store calls it.
+    """What the store calls an output that one word of a command line names, and the output.
 
     `https://…` is a webhook, `mqtt://[user:password@]host[:port]/topic` (or `mqtts://`) a broker, else a file of JSON
     lines.
@@ -102,17 +105,34 @@ def output_of(word: str) -> tuple[str, Output]:
     """
     where = urlsplit(word)
     if where.scheme in ("http", "https"):
-        return f"webhook {where.netloc}{where.path}"[:100], Webhook.from_config({"url": word})
+        query = f" {_digest(where.query)}" if where.query else ""
+        host = where.netloc.rpartition("@")[2]
+        name = _name(f"webhook {host}{where.path}{query}")
+        return name, Webhook.from_config({"url": word})
     if where.scheme not in ("mqtt", "mqtts"):
-        return f"jsonl {Path(word).absolute()}"[-100:], JsonLines.from_config({"file": word})
+        return _name(f"jsonl {Path(word).absolute()}"), JsonLines.from_config({"file": word})
     try:
         port = where.port or (8883 if where.scheme == "mqtts" else 1883)
     except ValueError as error:
-        raise ConfigError(f"--to {word}: {error}", "give mqtt://host:port/topic") from None
+        raise ConfigError(f"--to {without_user(word)}: {error}", "give mqtt://host:port/topic") from None
     args = {"host": where.hostname or "", "port": port, "tls": where.scheme == "mqtts"}
     args |= {"topic": where.path.lstrip("/")} if where.path.strip("/") else {}
     args |= {"username": where.username, "password": where.password}
-    return f"mqtt {where.hostname}:{port}{where.path}"[:100], Mqtt.from_config(args)
+    return _name(f"mqtt {where.hostname}:{port}{where.path}"), Mqtt.from_config(args)
+
+
+def without_user(address: str) -> str:
+    """An address as it may be shown: user and password are for the other side alone."""
+    return re.sub(r"(?<=://)[^/@]*@", "", address)
+
+
+def _name(whole: str) -> str:
+    """What the store calls an output: no longer than its column, and never two alike; no password is in it."""
+    return whole if len(whole) <= LONGEST_NAME else f"{whole[: LONGEST_NAME - 9]} {_digest(whole)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 class WebhookArgs(Section):
@@ -168,6 +188,16 @@ class MqttArgs(Section):
     port: int = Field(1883, ge=1, le=65535)
     topic: str = "sam_inspect/{recipe}/{verdict}"
     """`{recipe}`, `{verdict}`, `{camera}` and `{part}` are filled in."""
+
+    @field_validator("topic")
+    @classmethod
+    def _can_be_filled_in(cls, topic: str) -> str:
+        try:
+            topic.format(**dict.fromkeys(IN_TOPIC, ""))
+        except (KeyError, IndexError, ValueError, AttributeError):
+            raise ValueError("only {recipe}, {verdict}, {camera} and {part} can be filled in") from None
+        return topic
+
     client_id: str = "sam_inspect"
     username: str | None = None
     password: str | None = None
@@ -262,8 +292,11 @@ class JsonLines:
                 tail = file.read()
                 if tail == line:
                     return  # it was written, and the process died before it said so
-                if tail and not tail.endswith(b"\n"):
-                    file.truncate(size - len(tail.rpartition(b"\n")[2]))
+                last = tail.rpartition(b"\n")[2]
+                if line.startswith(last):  # what a crash left of this very line, or nothing
+                    file.truncate(size - len(last))
+                else:  # somebody else's line, whose end is missing
+                    file.write(b"\n")
                 file.write(line)
         except OSError as error:
             raise ServiceError(f"jsonl: {self.path}: {error.strerror}", "it is tried again") from error
@@ -287,6 +320,9 @@ class Outbox:
     def start(self) -> None:
         """Begins with what an earlier process left, and with what was refused. Raises ServiceError."""
         self.store.readmit()
+        for name, count in self.store.waiting().items():
+            if name not in self.outputs:
+                log.warning("%d records wait for output %s, which is not one of this process", count, name)
         for thread in self._threads:
             thread.start()
 
@@ -326,10 +362,11 @@ class Outbox:
                 log.error("output %s: inspection %s is set aside: %s", name, delivery.inspection_id, error)
                 self.store.refused(delivery, error.problem)
                 continue
-            except ServiceError as error:
+            except Exception as error:  # A plugin's own error must not end the thread either.
+                said = error.problem if isinstance(error, ServiceError) else f"{type(error).__name__}: {error}"
                 pause = min(LONGEST_PAUSE_S, 0.5 * 2 ** min(delivery.attempts, 10))
-                log.warning("output %s: %s; again in %.0f s", name, error.problem, pause)
-                self.store.postpone(delivery, pause, error.problem)
+                log.warning("output %s: %s; again in %.0f s", name, said, pause)
+                self.store.postpone(delivery, pause, said)
                 return False
             self.store.delivered(delivery.id)
         return bool(batch)

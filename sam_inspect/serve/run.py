@@ -20,7 +20,7 @@ from sam_inspect.pipeline import Inspector
 from sam_inspect.serve.app import create_app
 from sam_inspect.serve.guard import is_loopback
 from sam_inspect.serve.keys import KeyRing, read_keys
-from sam_inspect.serve.outputs import Outbox, Output, output_of, read_outputs
+from sam_inspect.serve.outputs import Outbox, Output, output_of, read_outputs, without_user
 from sam_inspect.serve.service import Limits, Service
 from sam_inspect.serve.shelf import Shelf
 from sam_inspect.serve.store import Store
@@ -104,7 +104,7 @@ def watch(source: str, wanted: Wanted, to: Sequence[str], every_s: float, camera
         signal.signal(sign, lambda *_: stop.set())
     loaded = shelf.load(names[0])
     outbox.start()
-    log.info("watching %s", source)
+    log.info("watching %s", without_user(source))
     try:
         return inspect_shots(shots, loaded, store, outbox, camera, stop)
     finally:

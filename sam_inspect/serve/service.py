@@ -22,7 +22,7 @@ from sam_inspect.pipeline import Part
 from sam_inspect.records import CropMask
 from sam_inspect.serve.clicks import Clicker, Clicks
 from sam_inspect.serve.figures import Figures
-from sam_inspect.serve.messages import Fields, Review, Xyxy
+from sam_inspect.serve.messages import Fields, LabelledMask, Review, Xyxy
 from sam_inspect.serve.outputs import Outbox
 from sam_inspect.serve.shelf import Loaded, Shelf
 from sam_inspect.serve.store import Arrival, Store
@@ -149,15 +149,9 @@ class Service:
 
     async def review(self, row: InspectionRow, review: Review) -> InspectionRow:
         """Keeps what a person says. Raises ValueError: a mask does not fit the image."""
-        height, width = row.result["size"]
         kept = review.model_dump(mode="json", exclude={"masks"})
         if review.masks is not None:
-            masks = [(each.mask.mask((height, width)), each.defect_type) for each in review.masks]
-            kept["masks"] = [
-                {"mask": to_rle(mask, (height, width)), "box": list(mask.box_xyxy), "defect_type": kind}
-                for mask, kind in masks
-                if mask is not None
-            ]
+            kept["masks"] = await asyncio.to_thread(_kept_masks, review.masks, tuple(row.result["size"]))
         kept["at"] = datetime.now(UTC).isoformat(timespec="milliseconds")
         found = await asyncio.to_thread(self.store.review, row.id, kept)
         self.announce()
@@ -198,7 +192,7 @@ class Service:
         while True:
             try:
                 forgotten = await asyncio.to_thread(self.store.prune, self.limits.keep_days, self.limits.keep_bytes)
-            except ServiceError as error:
+            except Exception as error:  # Whatever it is, the next time may be better.
                 log.warning("retention: %s", error)
             else:
                 if forgotten:
@@ -271,3 +265,13 @@ def _arrival(loaded: Loaded, image: bytes, fields: Fields, key: str | None) -> A
         triggered_at=fields.triggered_at,
         idempotency_key=key,
     )
+
+
+def _kept_masks(given: Sequence[LabelledMask], original_hw: tuple[int, int]) -> list[dict[str, Any]]:
+    """As they are stored, one after another: each is a whole frame for a moment. Raises ValueError."""
+    kept = []
+    for each in given:
+        if (mask := each.mask.mask(original_hw)) is not None:
+            rle = to_rle(mask, original_hw)
+            kept.append({"mask": rle, "box": list(mask.box_xyxy), "defect_type": each.defect_type})
+    return kept

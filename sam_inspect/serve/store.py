@@ -29,7 +29,7 @@ from sqlalchemy import Engine, Select, create_engine, delete, event, exists, fun
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from sam_inspect.errors import Conflict, NotFound, ServiceError
+from sam_inspect.errors import Conflict, NotFound, OutputError, ServiceError
 from sam_inspect.files import make_folder, write_bytes
 from sam_inspect.records import Inspection
 from sam_inspect.report.writers import from_json, to_json
@@ -38,6 +38,7 @@ from sam_inspect.serve.tables import DeliveryRow, InspectionRow
 LOCKED_S = 5.0
 MAP_SUFFIX = ".map.npy"
 SWEPT_DAYS = 2
+WRITTEN_S = 600.0  # longer than anything takes from its first byte to its row
 log = logging.getLogger(__name__)
 
 
@@ -51,7 +52,7 @@ class Arrival:
         part, serial, camera: what the line calls them.
         triggered_at: when the line says that it was taken.
         idempotency_key: of the client.
-        sha256: of the request: image, boxes and fields.
+        sha256: of what is inspected: the image, and boxes that were given with it.
     """
 
     recipe: str
@@ -132,10 +133,6 @@ class Store:
         row_id = self._next_id()
         relative = Path(done_at.strftime("%Y/%m/%d")) / f"{row_id}{suffix}"
         path = self.folder / relative
-        make_folder(path.parent)
-        write_bytes(path, image)
-        if inspection.anomaly_map is not None:
-            write_bytes(_map_of(path), _npy(inspection.anomaly_map))
         row = InspectionRow(
             id=row_id,
             recipe=arrival.recipe,
@@ -155,16 +152,20 @@ class Store:
             idempotency_key=arrival.idempotency_key,
             result=to_json(inspection),
         )
+        make_folder(path.parent)
         try:
+            write_bytes(path, image, durable=True)
+            if inspection.anomaly_map is not None:
+                write_bytes(_map_of(path), _npy(inspection.anomaly_map))
             with self._session() as session:
                 session.add(row)
                 session.flush()
                 for output in outputs:
                     due = DeliveryRow(inspection_id=row_id, output=output, record=record(row), due_at=done_at)
                     session.add(due)
-        except ServiceError:
-            path.unlink(missing_ok=True)
-            _map_of(path).unlink(missing_ok=True)
+        except (OutputError, ServiceError):
+            _remove(path)
+            _remove(_map_of(path))
             raise
         return row
 
@@ -274,8 +275,8 @@ class Store:
             with self._session() as session:
                 session.execute(delete(InspectionRow).where(InspectionRow.id.in_([row.id for row in batch])))
             for row in batch:
-                self.image(row).unlink(missing_ok=True)
-                _map_of(self.image(row)).unlink(missing_ok=True)
+                _remove(self.image(row))
+                _remove(_map_of(self.image(row)))
             forgotten += len(batch)
         return forgotten
 
@@ -311,17 +312,21 @@ class Store:
             return f"{self._last_ms:012x}{secrets.token_hex(8)}"
 
     def _sweep(self) -> None:
-        """Takes away what a process that died wrote without a row: parts of files, and images of the last days."""
+        """Takes away what a process that died wrote without a row: parts of files, and images of the last days.
+
+        What is being written at this moment, by another process on the same folder, is not old enough.
+        """
         days = [datetime.now(UTC) - timedelta(days=back) for back in range(SWEPT_DAYS)]
+        found = [path for day in days for path in (self.folder / day.strftime("%Y/%m/%d")).glob("*") if _is_old(path)]
         with self._session() as session:
             rows = session.scalars(
                 select(InspectionRow.image).where(InspectionRow.done_at >= days[-1] - timedelta(days=1))
             )
             known = {Path(image).stem for image in rows}
-        for path in [path for day in days for path in (self.folder / day.strftime("%Y/%m/%d")).glob("*")]:
+        for path in found:
             if path.name.startswith(".part-") or path.name.partition(".")[0] not in known:
                 log.warning("%s: was written by a process that died; removed", path)
-                path.unlink(missing_ok=True)
+                _remove(path)
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
@@ -405,6 +410,21 @@ def _engine(url: str) -> Engine:
 
 def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > WRITTEN_S
+    except OSError:  # It is gone.
+        return False
+
+
+def _remove(path: Path) -> None:
+    """A file that cannot go is said, and stays: what is to be done after it must not wait for it."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s: cannot be removed (%s)", path, error.strerror)
 
 
 def _map_of(image: Path) -> Path:

@@ -22,11 +22,12 @@ from sam_inspect.images import IMAGE_SUFFIXES
 from sam_inspect.pipeline import Inspector
 from sam_inspect.records import Inspection
 from sam_inspect.report.pictures import PNG, encode
-from sam_inspect.serve.outputs import Outbox
+from sam_inspect.serve.outputs import Outbox, without_user
 from sam_inspect.serve.shelf import Loaded
 from sam_inspect.serve.store import Arrival, Store
 
 LOOK_S = 0.3
+AWAY_S = 5.0
 LONGEST_PAUSE_S = 30.0
 STALE_S = 10.0
 T = TypeVar("T")
@@ -64,6 +65,9 @@ def folder_shots(folder: Path, stop: threading.Event) -> Iterator[Shot]:
     taken: dict[Path, tuple[int, int]] = {}
     while not stop.is_set():
         now = _pictures(folder)
+        if now is None:
+            stop.wait(AWAY_S)
+            continue
         for path, mark in sorted(now.items(), key=lambda entry: (entry[1][1], entry[0])):
             if before.get(path) != mark or taken.get(path) == mark or stop.is_set():
                 continue
@@ -80,10 +84,15 @@ def folder_shots(folder: Path, stop: threading.Event) -> Iterator[Shot]:
         stop.wait(LOOK_S)
 
 
-def _pictures(folder: Path) -> dict[Path, tuple[int, int]]:
-    """(bytes, nanoseconds of change) by path."""
+def _pictures(folder: Path) -> dict[Path, tuple[int, int]] | None:
+    """(bytes, nanoseconds of change) by path; None while the folder cannot be listed, as of a share that is away."""
+    try:
+        paths = list(folder.iterdir())
+    except OSError as error:
+        log.warning("%s: cannot be listed (%s); again in %.0f s", folder, error.strerror, AWAY_S)
+        return None
     found = {}
-    for path in folder.iterdir():
+    for path in paths:
         try:
             status = path.stat()
         except OSError:  # it was moved away meanwhile
@@ -106,7 +115,7 @@ def camera_shots(source: str, every_s: float, stop: threading.Event) -> Iterator
         while not stop.is_set():
             frame = camera.newest(stop)
             if frame is None:
-                log.warning("camera %s: gives no picture; again in %.0f s", source, pause)
+                log.warning("camera %s: gives no picture; again in %.0f s", without_user(source), pause)
                 stop.wait(pause)
                 pause = min(LONGEST_PAUSE_S, 2 * pause)
                 camera.close()

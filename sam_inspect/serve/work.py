@@ -6,6 +6,7 @@ One thread reads ahead, one works: on one job, or on several that came together 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import threading
 import time
@@ -19,6 +20,7 @@ from sam_inspect.errors import Draining, QueueFull, TooLate
 P = TypeVar("P")
 T = TypeVar("T")
 SMOOTHING = 0.2
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,9 @@ class WorkQueue:
                 read.job.settle(answer, None)
                 done += 1
         except BaseException as error:  # whatever it is, the thread goes on
+            if done == len(reads):
+                log.error("work went wrong after its last answer: %s: %s", type(error).__name__, error)
+                return
             reads[done].job.settle(None, error)
             self._second_step(reads[done + 1 :])
 

@@ -104,6 +104,13 @@ class Session(requests.Session):
             self.auth = passwords  # else requests looks into .netrc, as pip does
         self.mount("file://", _Files())
 
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """See requests. Raises InvalidURL: a server sends to a file of this machine."""
+        target = super().get_redirect_target(resp)
+        if target and urlsplit(target).scheme == "file":
+            raise requests.exceptions.InvalidURL("it redirects to a file of this machine")
+        return target
+
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
         """See requests: what holds for one URL, the environment considered."""
         merged = super().merge_environment_settings(url, proxies, stream, verify, cert)
