@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import timm
@@ -380,7 +381,8 @@ def test_where_every_image_is_defective_the_fastest_is_found_all_the_same(monkey
 
 
 def test_a_run_of_the_bench_that_fails_says_why(tmp_path: Path) -> None:
-    with pytest.raises(SamInspectError, match=r"none.*does not exist"):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8), np.uint8))
+    with pytest.raises(SamInspectError, match=r"bench with torch f32: error: .*none: does not exist"):
         bench._run(tmp_path / "none", [str(tmp_path / "a.png")], "cpu", Runtime(), 1)
 
 
