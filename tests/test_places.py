@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sam_inspect.localize.places import Normal, place_share
+from sam_inspect.localize.places import GoodParts, place_share
 
 Maps = list[NDArray[np.float32]]
 SIDE = 48
@@ -48,7 +48,7 @@ def test_what_counts_lets_a_smaller_defect_fail() -> None:
     spot[20:22, 20:22] += 1.2
     by_share = {}
     for share in (0.0, 1.0):
-        normal = Normal.of(known, share)
+        normal = GoodParts(known, share).normal()
         worst = [float(normal.deviations(other).max()) for other in others[1:]]
         by_share[share] = float(normal.deviations(spot).max()) - max(worst)
     assert by_share[0.0] > by_share[1.0]
@@ -65,7 +65,7 @@ def test_of_three_parts_nothing_can_be_told() -> None:
 
 
 def test_where_the_place_does_not_count_every_place_is_alike() -> None:
-    normal = Normal.of(bordered(10, 0), share=0)
+    normal = GoodParts(bordered(10, 0), share=0).normal()
     assert np.ptp(normal.scale) == 0
     assert np.ptp(normal.mean) < 1e-6
 
@@ -73,7 +73,39 @@ def test_where_the_place_does_not_count_every_place_is_alike() -> None:
 @pytest.mark.parametrize("share", [0, 0.5, 1])
 def test_good_parts_that_are_copies_of_one_have_a_unit_too(share: float) -> None:
     copies = [np.zeros((5, 7), np.float32)] * 6
-    normal = Normal.of(copies, share)
+    normal = GoodParts(copies, share).normal()
     assert np.isfinite(normal.scale).all() and (normal.scale > 0).all()
     assert np.isfinite(normal.deviations(np.ones((5, 7), np.float32))).all()
     assert place_share([copies]) in (0, 0.5, 1)
+
+
+@given(st.integers(2, 9), st.sampled_from([0.0, 0.5, 1.0]), st.data())
+def test_a_part_is_seen_as_if_it_had_not_been_among_the_good_ones(
+    count: int, share: float, data: st.DataObject
+) -> None:
+    maps = bordered(count, data.draw(st.integers(0, 9)))
+    part = data.draw(st.integers(0, count - 1))
+    alone, others = GoodParts(maps, share).normal(without=part), GoodParts([*maps[:part], *maps[part + 1 :]] * 2, share)
+    np.testing.assert_allclose(alone.mean, others.normal().mean, atol=1e-4)
+    ratio = alone.scale / others.normal().scale
+    np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-2)
+
+
+def stained(count: int, seed: int) -> Maps:
+    """Parts that lie alike, each with a speck where the others have none."""
+    rng = np.random.default_rng(seed)
+    maps = bordered(count, seed)
+    for found in maps:
+        row, column = rng.integers(8, SIDE - 12, 2)
+        found[row : row + 4, column : column + 4] += 0.8
+    return maps
+
+
+def test_good_parts_look_no_better_than_new_ones() -> None:
+    """Which the threshold is for: in units that it had a share in, a part's own speck would be what is usual there."""
+    maps, new = stained(24, 1), stained(60, 2)
+    known = GoodParts(maps, share=1)
+    normal = known.normal()
+    peak = float(np.mean([normal.deviations(found).max() for found in new]))
+    assert np.mean([found.max() for found in known.deviations()]) == pytest.approx(peak, rel=0.03)
+    assert np.mean([normal.deviations(found).max() for found in maps]) < 0.94 * peak

@@ -28,7 +28,7 @@ from sam_inspect.localize import Fit
 from sam_inspect.localize.looks import SURE, high_as_powers, mean_of, rare_peak, score_of
 from sam_inspect.localize.memory import LayerMemory, Map, smooth
 from sam_inspect.localize.patches import BackboneConfig, PatchGrid, product_scale
-from sam_inspect.localize.places import Normal, place_share
+from sam_inspect.localize.places import GoodParts, Normal, place_share
 from sam_inspect.localize.planted import measure_offsets, moved_back
 from sam_inspect.networks.loaded import load_backbone
 from sam_inspect.progress import Progress
@@ -108,15 +108,17 @@ class Bank:
         """Distances in units of what good parts show at that place."""
         return [normal.deviations(found) for normal, found in zip(self.normals, distances, strict=True)]
 
-    def in_units(self, held: Sequence[Sequence[Map]], share: float) -> Self:
-        """The bank that knows what good parts show.
+    def in_units(self, held: Sequence[Sequence[Map]], share: float) -> tuple[Self, list[list[Map]]]:
+        """The bank that knows what good parts show, and how far each of these deviates from the others.
 
         Args:
             held: `distances` of good parts that it has not seen.
             share: how far the place counts; see `place_share`.
         """
-        bank = replace(self, normals=tuple(Normal.of(maps, share) for maps in zip(*held, strict=True)))
-        return replace(bank, rare=rare_peak([mean_of(bank.deviations(distances)) for distances in held]))
+        layers = [GoodParts(maps, share) for maps in zip(*held, strict=True)]
+        deviations = [list(maps) for maps in zip(*(layer.deviations() for layer in layers), strict=True)]
+        rare = rare_peak([mean_of(maps) for maps in deviations])
+        return replace(self, normals=tuple(layer.normal() for layer in layers), rare=rare), deviations
 
 
 class MemoryBank:
@@ -142,14 +144,13 @@ class MemoryBank:
     def localize_many(self, images: Sequence[NDArray[np.uint8]]) -> list[Localization]:
         """See `Batching.localize_many`."""
         original_hw = images[0].shape[:2]
-        looks = [list(bank.distances_of(images)) for bank in self.banks]
+        looks = [[bank.deviations(found) for found in bank.distances_of(images)] for bank in self.banks]
         maps = [self._combined(found, original_hw) for found in zip(*looks, strict=True)]
         return [Localization(original_hw, float(found.max()), anomaly_map=found) for found in maps]
 
-    def _combined(self, looks: Sequence[Sequence[Map]], original_hw: tuple[int, int]) -> Map:
-        """The map of each look's layers' distances; see `_scaled` and `high_as_powers`."""
-        deviations = [bank.deviations(found) for bank, found in zip(self.banks, looks, strict=True)]
-        return high_as_powers(torch.from_numpy(self._scaled(deviations, original_hw))).numpy()
+    def _combined(self, maps: Sequence[Sequence[Map]], original_hw: tuple[int, int]) -> Map:
+        """The map of each look's deviations, one a layer; see `_scaled` and `high_as_powers`."""
+        return high_as_powers(torch.from_numpy(self._scaled(maps, original_hw))).numpy()
 
     def _scaled(self, maps: Sequence[Sequence[Map]], original_hw: tuple[int, int]) -> Map:
         """What those that draw see on average, smoothed; its peak is the score.
@@ -188,9 +189,10 @@ class MemoryBank:
         fitted = [_fit_bank(images, grid, weights, parsed, held_every, progress) for grid, weights in looks]
         share = place_share([layer for _, found in fitted for layer in zip(*found, strict=True)])
         log.info("where a patch lies on the part counts %.0f %% in the unit of its distance", 100 * share)
-        localizer = cls(parsed, [bank.in_units(found, share) for bank, found in fitted])
-        seen = zip(*(found for _, found in fitted), sizes_hw[::held_every], strict=True)
-        held = [localizer._combined(distances, hw) for *distances, hw in seen]
+        known = [bank.in_units(found, share) for bank, found in fitted]
+        localizer = cls(parsed, [bank for bank, _ in known])
+        seen = zip(*(deviations for _, deviations in known), sizes_hw[::held_every], strict=True)
+        held = [localizer._combined(maps, hw) for *maps, hw in seen]
         weights = {bank.weights["name"]: bank.weights for bank in localizer.banks}
         return localizer, Fit.of(held, weights, images[::held_every])
 
