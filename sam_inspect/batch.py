@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,6 @@ from typing import Any
 
 from sam_inspect.errors import ImageError, UsageError
 from sam_inspect.exports import FACTS, is_export, load_export
-from sam_inspect.files import absolute
 from sam_inspect.images import read_image
 from sam_inspect.localize.boxes import read_boxes
 from sam_inspect.pipeline import Inspector, unread
@@ -25,8 +25,8 @@ from sam_inspect.progress import Progress
 from sam_inspect.recipe import Recipe, load_recipe
 from sam_inspect.records import Inspection
 from sam_inspect.report.page import write_page
-from sam_inspect.report.pictures import PictureWriter
-from sam_inspect.report.writers import ResultsLog, fingerprint, write_coco, write_summary
+from sam_inspect.report.pictures import SUFFIXES, PictureWriter
+from sam_inspect.report.writers import SUMMARY, ResultsLog, fingerprint, write_coco, write_summary
 
 SAVE = ("results", "overlays", "masks", "maps", "report")
 DEFAULT_SAVE = frozenset({"results", "overlays", "masks", "report"})
@@ -101,6 +101,8 @@ def open_inspector(
         UsageError: neither or both of what excludes the other.
         RecipeError, BoxesError, WeightsError, PluginError: what it names cannot be used.
     """
+    if threshold is not None and not math.isfinite(threshold):
+        raise UsageError(f"--threshold {threshold}: is no score", "give a number")
     if threshold is not None and false_reject_rate is not None:
         raise UsageError("--threshold and --false-reject-rate both set the threshold", "give one of them")
     if boxes is not None:
@@ -144,7 +146,8 @@ def inspect_folder(
     """Inspects what of `images` is missing or changed in `out`, and writes everything that `save` names.
 
     results.jsonl is written whatever `save` says: it is what a later run resumes from. An image counts as done only
-    when its pictures are on disk. Pictures that lie in `out` itself are left out: they are an earlier run's.
+    when its pictures are on disk. What an earlier run wrote beside what `save` names is kept true, and what it drew is
+    not inspected.
 
     Args:
         inspector: what inspects.
@@ -155,13 +158,15 @@ def inspect_folder(
         jobs: threads that write pictures beside the model.
 
     Raises:
-        UsageError: every image lies in that folder, where an earlier run's pictures are not looked at.
+        UsageError: every image is one that an earlier run drew.
         OutputError: the folder cannot be written, or the disk is full. What was done until then stays.
     """
     start = time.monotonic()
-    names = [str(image) for image in images if not Path(absolute(image)).is_relative_to(absolute(out))]
+    save = save | _written_before(out)
+    drawn = [(out / kind).resolve() for kind in SUFFIXES]
+    names = [str(image) for image in images if not any(image.resolve().is_relative_to(folder) for folder in drawn)]
     if images and not names:
-        raise UsageError(f"{out}: every image lies in the folder for results", "give another --out")
+        raise UsageError(f"{out}: every image is one that was drawn there", "name the pictures that were inspected")
     with ResultsLog(out) as results:
         for problem in results.problems:
             log.warning(problem)
@@ -174,6 +179,12 @@ def inspect_folder(
     verdicts = Counter(inspection.verdict for inspection in inspections)
     counts = (verdicts["pass"], verdicts["fail"], verdicts["error"])
     return BatchSummary(len(todo), len(names) - len(todo), *counts, time.monotonic() - start, page)
+
+
+def _written_before(out: Path) -> frozenset[str]:
+    """The words of `SAVE` of which an earlier run left something."""
+    drawn = {kind for kind in SUFFIXES if (out / kind).is_dir()}
+    return frozenset(drawn | ({"results"} if (out / SUMMARY).exists() else set()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,11 +181,11 @@ def evaluate(
     """Scores a recipe on test images with ground truth: image, pixels and masks, overall and per defect type."""
     with session(quiet, json_logs) as progress:
         from sam_inspect import evaluate as scoring
-        from sam_inspect.files import make_folder, write_text
+        from sam_inspect.files import make_room_for, write_text
         from sam_inspect.pipeline import Inspector
 
         if json_file is not None:
-            make_folder(json_file.parent)  # before minutes of work, not after them
+            make_room_for(json_file)
         inspector = Inspector.from_recipe(recipe, device, runtime=runtime, precision=precision)
         figures = scoring.evaluate(inspector, data, progress=progress, out=out, groups=groups)
         if json_file is not None:
@@ -219,10 +219,10 @@ def bench(
         from sam_inspect import bench as timing
         from sam_inspect.assemble import pick_device
         from sam_inspect.errors import UsageError
-        from sam_inspect.files import make_folder, write_text
+        from sam_inspect.files import make_room_for, write_text
 
         if json_file is not None:
-            make_folder(json_file.parent)
+            make_room_for(json_file)
         if check and recipe is None:
             raise UsageError("--check: there is no recipe to put it into", "give --recipe DIR")
         counts, place = timing.parse_threads(threads), pick_device(device)

@@ -129,7 +129,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})", "check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: is no YAML ({reason})", "mend it, or begin with a file of configs/") from None
+        raise ConfigError(f"{path}: is no YAML ({reason})", "mend it") from None
     if data is None:
         return {}
     if not isinstance(data, dict):

@@ -87,6 +87,12 @@ class ImageError(SamInspectError):
     http_status = 422
 
 
+class TooLarge(ImageError):
+    """A picture of more bytes than are taken."""
+
+    http_status = 413
+
+
 class WeightsError(SamInspectError):
     """Weights that are cut, swapped, of another size, or unsafe to load."""
 
@@ -111,6 +117,12 @@ class OutputError(SamInspectError):
 
 class PluginError(SamInspectError):
     """A plugin that does not load or breaks its contract."""
+
+
+class NoSuchPlugin(PluginError, UsageError):
+    """A name in a configuration that no plugin has."""
+
+    http_status = 422
 
 
 class ExtraMissing(PluginError, UsageError):

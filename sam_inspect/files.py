@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +32,14 @@ def make_folder(path: Path) -> Path:
     with output_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def make_room_for(path: Path) -> None:
+    """The folder of a file that minutes of work will end in. Raises OutputError: there can be no such file."""
+    make_folder(path.parent)
+    with output_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "Is a directory")
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

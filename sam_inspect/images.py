@@ -243,7 +243,10 @@ def _file(source: str | Path | bytes, name: str) -> tuple[BinaryIO, str]:
     if isinstance(source, bytes):
         return io.BytesIO(source), name
     try:
-        return Path(source).open("rb"), str(source)
+        path = Path(source)
+        if path.is_fifo() or path.is_char_device():  # whose bytes may never come, or never end
+            raise ImageError(f"{source}: is a pipe or a device", "copy the picture into a file")
+        return path.open("rb"), str(source)
     except (OSError, ValueError) as error:
         remedies: dict[type[Exception], str] = {
             FileNotFoundError: "check the path",
@@ -271,7 +274,7 @@ def _check(picture: ImageFile, label: str, max_pixels: int, whole: bool) -> None
     """Before decoding: a few bytes can claim a picture that fills the memory."""
     width, height = picture.size
     if width * height > max_pixels:
-        millions = f"{width * height / 1e6:,.0f} million pixels where {max_pixels / 1e6:,g} million are allowed"
+        millions = f"{width * height / 1e6:,.4g} million pixels where {max_pixels / 1e6:,g} million are allowed"
         raise ImageError(f"{label}: {width} x {height}, {millions}", "cut it into parts or scale it down")
     if whole and isinstance(picture, PngImageFile):
         picture.verify()  # Pillow decodes a PNG that lost its end or has a wrong bit without complaint

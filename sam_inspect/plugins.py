@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Literal, get_args
 
-from sam_inspect.errors import ExtraMissing, PluginError
+from sam_inspect.errors import ExtraMissing, NoSuchPlugin, PluginError
 
 Kind = Literal["localizers", "segmenters", "outputs"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -118,8 +118,8 @@ def _status(kind: Kind, point: EntryPoint) -> PluginStatus:
     return PluginStatus(kind, point.name, point.value, _package(point), None)
 
 
-def _unknown(kind: Kind, name: str, known: Iterable[str]) -> PluginError:
+def _unknown(kind: Kind, name: str, known: Iterable[str]) -> NoSuchPlugin:
     names = sorted(set(known))
     nearest = difflib.get_close_matches(name, names, n=1)
     remedy = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(names) or 'none'}"
-    return PluginError(f"{name}: no such plugin in {_group(kind)}", remedy)
+    return NoSuchPlugin(f"{name}: there is no {kind.removesuffix('s')} of that name", remedy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import platform
 import sys
 import time
@@ -160,7 +161,8 @@ def _most_striking(fit: Fit) -> list[dict[str, Any]]:
 def _say_what_to_look_at(metrics: Mapping[str, Any]) -> None:
     """A defect among the good images hides its likes and raises the threshold; held out, it looks like what it is."""
     if striking := metrics["held_out_highest"]:
-        named = ", ".join(f"{Path(each['image']).name} {each['score']:.2f}" for each in striking)
+        folder = os.path.commonpath([Path(each["image"]).parent for each in striking])
+        named = ", ".join(f"{Path(each['image']).relative_to(folder)} {each['score']:.2f}" for each in striking)
         log.info(
             "threshold %.2f; these good images look most like defects: %s; look at them, "
             "and train without those that show one",

@@ -266,6 +266,13 @@ def test_a_yolo_line_that_cannot_be_is_named(pictures, tmp_path: Path, line: str
         (coco("a.png", boxes=[[10, 20, "?", 40]]), ["annotation 0", "'?' is no number"]),
         (coco("a.png", boxes=[[10, 20, True, 40]]), ["annotation 0", "True is no number"]),
         (coco("a.png", boxes=[[10, 20, 30]]), ["annotation 0", "is no box"]),
+        (
+            {
+                "images": [{"id": 1, "file_name": "a.png", "width": 50, "height": 40}],
+                "annotations": [{"image_id": 1, "bbox": [1, 2, 3, 4]}],
+            },
+            ["annotation 0", "a.png is 100 x 80, and 50 x 40 in the file"],
+        ),
         ({"images": [], "annotations": [{"image_id": 4}]}, ["annotation 0", "no image has the id 4"]),
         ({"images": [{"id": 1}], "annotations": []}, ["no COCO", "file_name"]),
         ({"images": 3, "annotations": []}, ["no COCO"]),

@@ -20,7 +20,7 @@ from torchvision.ops import sigmoid_focal_loss
 from sam_inspect.config import ChooseConfig, PromptConfig
 from sam_inspect.datasets import Sample
 from sam_inspect.errors import DatasetError, UsageError, WeightsError
-from sam_inspect.finetune import _unless_worse, losses
+from sam_inspect.finetune import Plan, _unless_worse, losses
 from sam_inspect.finetune.embeddings import CachedEncoder
 from sam_inspect.finetune.labels import Fold, Label, draw_shots, parted, read_split, split, write_split
 from sam_inspect.finetune.loop import Trained, fit_decoder, marks_of, rate
@@ -104,6 +104,17 @@ def test_shots_take_types_in_turn_and_each_part_once() -> None:
     assert len({each.group for each in chosen}) == 6
     assert draw_shots(labels, range(12), None, 0) == tuple(range(12))
     assert len(set(draw_shots(labels, range(12), 11, 0))) == 11
+
+
+def test_no_more_labels_are_said_to_be_learned_from_than_there_are(caplog: pytest.LogCaptureFixture) -> None:
+    folds = [Fold(tuple(range(6)), (6, 7)), Fold(tuple(range(2, 9)), (0, 1))]
+    plan = Plan(shots=99, folds=5, curve=(1, 6, 100)).within(folds)
+    assert (plan.shots, plan.folds, plan.curve) == (None, 2, (1, 6, 6))
+    assert "99, 100 labels were asked for; there are 6 to learn from" in caplog.text
+    assert "5 folds were asked for" in caplog.text
+    caplog.clear()
+    assert Plan(shots=6, folds=2, curve=(2,)).within(folds) == Plan(shots=6, folds=2, curve=(2,))
+    assert not caplog.text
 
 
 def test_a_split_is_read_back_as_it_was_written(tmp_path: Path) -> None:

@@ -277,11 +277,37 @@ def test_no_more_than_a_few_files_are_read_ahead(
     assert asked <= 3 + most
 
 
-def test_a_folder_of_results_is_not_inspected(inspector: Inspector, tmp_path: Path) -> None:
+def test_what_a_run_drew_is_not_inspected_and_a_part_beside_it_is(inspector: Inspector, tmp_path: Path) -> None:
     file = tmp_path / "part.png"
     cv2.imwrite(str(file), part())
-    with pytest.raises(UsageError, match="every image lies in the folder for results; give another --out"):
-        inspect_folder(inspector, [file], tmp_path, progress=silent)
+    assert inspect_folder(inspector, [file], tmp_path, progress=silent).passed == 1
+    linked = tmp_path.with_name(f"{tmp_path.name} linked")
+    linked.symlink_to(tmp_path)
+    drawn = [path for path in find_images([linked]) if path.name == "part.png" and path.parent != linked]
+    assert drawn
+    assert inspect_folder(inspector, [file, *drawn], tmp_path, progress=silent).resumed == 1
+    with pytest.raises(UsageError, match="every image is one that was drawn there"):
+        inspect_folder(inspector, drawn, tmp_path, progress=silent)
+
+
+def test_what_an_earlier_run_wrote_is_kept_true_whatever_the_next_one_is_to_save(
+    inspector: Inspector, tmp_path: Path
+) -> None:
+    """Else the page would show the broken part that lay there before beside the verdict of a good one."""
+    file, out = tmp_path / "part.png", tmp_path / "out"
+    cv2.imwrite(str(file), part((32, 40)))
+    inspect_folder(inspector, [file], out, progress=silent)
+    (mask,) = (out / "masks").rglob("*.png")
+    assert cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE).any()
+    before = (out / "index.html").read_text()
+    cv2.imwrite(str(file), part())
+    inspect_folder(inspector, [file], out, progress=silent, save=frozenset({"overlays"}))
+    assert not cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE).any()
+    assert ",pass," in (out / "summary.csv").read_text()
+    assert (out / "index.html").read_text() != before
+    other = Inspector(inspector.config, BoxFiller(), localizer=Brightness(), threshold=0.1)
+    inspect_folder(other, [file], out, progress=silent, save=frozenset())
+    assert cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE).any()
 
 
 def test_pixels_of_another_kind_are_refused(inspector: Inspector) -> None:

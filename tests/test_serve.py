@@ -451,6 +451,20 @@ def test_an_outputs_name_tells_where_and_no_password(word: str, name: str) -> No
     assert output_of(word)[0] == name
 
 
+@pytest.mark.parametrize("word", ["mqqt://user:s3cret@broker/x", "ftp://mes/x"])
+def test_a_scheme_that_nothing_is_sent_by_is_no_file(word: str) -> None:
+    with pytest.raises(ConfigError, match="nothing is sent by") as refused:
+        output_of(word)
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_file_that_cannot_be_there_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for path in (tmp_path / "file" / "results.jsonl", tmp_path):
+        with pytest.raises(ConfigError, match="cannot be a file there"):
+            output_of(str(path))
+
+
 def test_two_outputs_have_two_names() -> None:
     long = "/" + "very-long-" * 12
     words = [
@@ -740,11 +754,13 @@ def test_which_addresses_nobody_else_reaches() -> None:
 
 
 def test_a_service_on_loopback_answers_to_its_own_names_alone() -> None:
-    guard = Guard(FastAPI(), only_here=True, count=lambda *_: None)
+    guard = Guard(FastAPI(), only_here=True, most_bytes=100, count=lambda *_: None)
     for host in ("localhost:8000", "127.0.0.1:8000", "127.0.0.2:8000", "[::1]:8000"):
         assert guard._refused(Headers({"host": host})) is None
     for host in ("evil.example:8000", "192.168.0.7", ""):
         assert guard._refused(Headers({"host": host}))
+    assert guard._refused(Headers({"host": "localhost", "content-length": "101"})) is not None
+    assert guard._refused(Headers({"host": "localhost", "content-length": "100"})) is None
 
 
 # Clicks, labels, figures

@@ -65,6 +65,17 @@ class Plan:
     curve: tuple[int, ...] = ()
     minutes: float | None = None
 
+    def within(self, folds: Sequence[Fold]) -> Plan:
+        """The same with no more shots and folds than there are; says so where more were asked for."""
+        most = min(len(fold.train) for fold in folds)
+        more = sorted({count for count in (self.shots or 0, *self.curve) if count > most})
+        if more:
+            log.warning("%s labels were asked for; there are %d to learn from", ", ".join(map(str, more)), most)
+        if self.folds > len(folds):
+            log.warning("%d folds were asked for; the labels are of %d parts", self.folds, len(folds))
+        shots = self.shots if self.shots is not None and self.shots <= most else None
+        return replace(self, shots=shots, folds=len(folds), curve=tuple(min(count, most) for count in self.curve))
+
     def fits(self, guard: bool) -> int:
         """How many there may be."""
         return (self.folds * (1 + len(self.curve)) + (self.folds > 1)) * (1 + MANY_PARTS if guard else 1)
@@ -98,6 +109,7 @@ def finetune(
     start = time.monotonic()
     labels = read_labels(data, plan.groups)  # What is wrong with them is said before minutes of work.
     whole = whole_folds(labels, plan, settings.seed)
+    plan = plan.within(whole)
     # In torch, so that the same seed gives the same figures whatever is installed.
     inspector = Inspector.from_recipe(folder, device, tuned=False, runtime="torch")
     out = make_folder(folder / FOLDER)

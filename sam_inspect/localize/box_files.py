@@ -34,6 +34,7 @@ class BoxRow:
         image: its name as the file has it.
         where: line or entry, for messages.
         box_xyxy: pixels, or shares of the image's size where `shares` is set.
+        size: width and height of the image, where the file says them.
     """
 
     image: str
@@ -41,6 +42,7 @@ class BoxRow:
     box_xyxy: Xyxy | None
     label: str | None = None
     shares: bool = False
+    size: tuple[int, int] | None = None
 
 
 def read_rows(file: Path, images: Sequence[Path]) -> Iterator[BoxRow]:
@@ -93,6 +95,7 @@ def _from_json(file: Path, text: str) -> Iterator[BoxRow]:
 def _from_coco(file: Path, content: Mapping[str, Any]) -> Iterator[BoxRow]:
     """COCO's boxes are x, y, width, height."""
     names = {image["id"]: str(image["file_name"]) for image in content["images"]}
+    sizes = {image["id"]: _size(image) for image in content["images"]}
     labels = {category["id"]: _label(category.get("name")) for category in content.get("categories", [])}
     yield from (BoxRow(name, "", None) for name in names.values())
     for index, annotation in enumerate(content["annotations"]):
@@ -100,7 +103,14 @@ def _from_coco(file: Path, content: Mapping[str, Any]) -> Iterator[BoxRow]:
         if annotation.get("image_id") not in names:
             raise _refused(file, where, f"no image has the id {annotation.get('image_id')!r}", "export it again")
         box = _corners(file, where, _four(file, where, annotation.get("bbox")))
-        yield BoxRow(names[annotation["image_id"]], where, box, labels.get(annotation.get("category_id")))
+        image, label = annotation["image_id"], labels.get(annotation.get("category_id"))
+        yield BoxRow(names[image], where, box, label, size=sizes[image])
+
+
+def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Width and height; None where they are left out, or 0 for that."""
+    width, height = image.get("width"), image.get("height")
+    return (width, height) if isinstance(width, int) and isinstance(height, int) and width and height else None
 
 
 def _from_mapping(file: Path, content: Mapping[str, list[Any]]) -> Iterator[BoxRow]:

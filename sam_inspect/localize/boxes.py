@@ -104,6 +104,9 @@ def _placed(file: Path, row: BoxRow, original_hw: tuple[int, int]) -> Xyxy:
     """The row's box in pixels, some of which lie in the image."""
     assert row.box_xyxy is not None
     height, width = original_hw
+    if row.size not in (None, (width, height)):
+        problem = f"{row.image} is {width} x {height}, and {row.size[0]} x {row.size[1]} in the file"
+        raise BoxesError(f"{file}: {row.where}: {problem}", "give the boxes of these very pictures")
     x0, y0, x1, y1 = row.box_xyxy
     box = (x0 * width, y0 * height, x1 * width, y1 * height) if row.shares else row.box_xyxy
     if clip_box(box, original_hw) is None:

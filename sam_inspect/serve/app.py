@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import AwareDatetime, Field
 from starlette.datastructures import FormData, UploadFile
 
-from sam_inspect.errors import ConfigError, ImageError, NotFound, UsageError
+from sam_inspect.errors import ConfigError, NotFound, TooLarge, UsageError
 from sam_inspect.images import read_image, read_size
 from sam_inspect.report.overlays import draw_heatmap, draw_overlay
 from sam_inspect.report.pictures import PNG, encode_rgb
@@ -69,7 +69,7 @@ ERRORS = _problems(
 TAKING = ERRORS | _problems(
     {
         400: "no such content, or a malformed one",
-        409: "that Idempotency-Key was used for another image",
+        409: "that Idempotency-Key was used for another image or other boxes",
         413: "larger than the service takes",
         429: "as much is waiting as may wait; see Retry-After",
         504: "its deadline passed before its turn",
@@ -157,17 +157,18 @@ def create_app(service: Service, keys: KeyRing | None, only_here: bool) -> FastA
             task.cancel()
         await asyncio.to_thread(service.close)
 
+    most_bytes = service.limits.image_bytes + FORM_BYTES
     app = FastAPI(
         title="sam_inspect",
         summary="Visual inspection: an image in, a verdict with outlined and measured defects out.",
         version="1",
         lifespan=life,
-        max_body_size=service.limits.image_bytes + FORM_BYTES,
+        max_body_size=most_bytes,
         redoc_url=None,
         docs_url=None,
     )
     app.state.service = service
-    app.add_middleware(Guard, only_here=only_here, count=service.figures.requested)
+    app.add_middleware(Guard, only_here=only_here, most_bytes=most_bytes, count=service.figures.requested)
     explain_errors(app)
     guarded = [Depends(Authority(keys)), Depends(HTTPBearer(auto_error=False))]
     app.include_router(api, dependencies=guarded)
@@ -397,7 +398,7 @@ async def _file(form: FormData, service: Service) -> tuple[bytes, str]:
 
 def _check_bytes(image: bytes, name: str, service: Service) -> None:
     if len(image) > service.limits.image_bytes:
-        raise ImageError(f"{name}: {len(image):,} bytes", f"send at most {service.limits.image_bytes:,}")
+        raise TooLarge(f"{name}: {len(image):,} bytes", f"send at most {service.limits.image_bytes:,}")
 
 
 def _base_name(filename: str | None) -> str:

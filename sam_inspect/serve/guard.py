@@ -33,17 +33,18 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """An ASGI middleware: request ids, a line in the log, and what comes from another site's page refused.
+    """An ASGI middleware: request ids, a line in the log; what is too large or from another site's page is refused.
 
     Args:
         app: what it guards.
         only_here: the service is bound to loopback, and answers to no other name: a page of another site cannot reach
             it by a name of its own (DNS rebinding).
+        most_bytes: of a request's body, by what it says of itself; who lies is cut off by the app.
         count: is told route and status of each request.
     """
 
-    def __init__(self, app: ASGIApp, only_here: bool, count: Callable[[str, int], None]) -> None:
-        self.app, self.only_here, self.count = app, only_here, count
+    def __init__(self, app: ASGIApp, only_here: bool, most_bytes: int, count: Callable[[str, int], None]) -> None:
+        self.app, self.only_here, self.most_bytes, self.count = app, only_here, most_bytes, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -64,7 +65,7 @@ class Guard:
 
         try:
             if (refused := self._refused(Headers(scope=scope))) is not None:
-                await problem(403, refused, request_id)(scope, receive, answered)
+                await problem(*refused, request_id)(scope, receive, answered)
             else:
                 await self.app(scope, receive, answered)
         finally:
@@ -72,14 +73,18 @@ class Guard:
             self.count(route, status)
             ms = 1000 * (time.perf_counter() - start)
             facts = {"request_id": request_id, "route": route, "status": status, "ms": round(ms, 1)}
-            log.info("%s %s %d in %.0f ms", scope["method"], route, status, ms, extra={"facts": facts})
+            log.info("%s %s %d in %.0f ms, %s", scope["method"], route, status, ms, request_id, extra={"facts": facts})
 
-    def _refused(self, headers: Headers) -> str | None:
+    def _refused(self, headers: Headers) -> tuple[int, str] | None:
+        """Status and reason."""
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.only_here and not is_loopback(_name(host)):
-            return "this service is bound to loopback and answers to no other name"
+            return 403, "this service is bound to loopback and answers to no other name"
         if origin is not None and origin.partition("://")[2] != host:
-            return "requests from pages of other sites are refused"
+            return 403, "requests from pages of other sites are refused"
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self.most_bytes:
+            return 413, f"{int(length):,} bytes; send at most {self.most_bytes:,}"
         return None
 
 

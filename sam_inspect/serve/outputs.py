@@ -109,6 +109,8 @@ def output_of(word: str) -> tuple[str, Output]:
         host = where.netloc.rpartition("@")[2]
         name = _name(f"webhook {host}{where.path}{query}")
         return name, Webhook.from_config({"url": word})
+    if "://" in word and where.scheme not in ("mqtt", "mqtts"):
+        raise ConfigError(f"--to {without_user(word)}: nothing is sent by {where.scheme}", "give https, mqtt or a file")
     if where.scheme not in ("mqtt", "mqtts"):
         return _name(f"jsonl {Path(word).absolute()}"), JsonLines.from_config({"file": word})
     try:
@@ -279,7 +281,11 @@ class JsonLines:
     @classmethod
     def from_config(cls, args: Mapping[str, Any]) -> Self:
         """See `Output.from_config`."""
-        return cls(validated(JsonLinesArgs, dict(args), "outputs.jsonl"))
+        output = cls(validated(JsonLinesArgs, dict(args), "outputs.jsonl"))
+        there = next(folder for folder in output.path.absolute().parents if folder.exists())
+        if not there.is_dir() or output.path.is_dir():
+            raise ConfigError(f"outputs.jsonl: {output.path}: cannot be a file there", "name another one")
+        return output
 
     def send(self, record: Mapping[str, Any]) -> None:
         """See `Output.send`."""

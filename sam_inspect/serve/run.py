@@ -171,6 +171,8 @@ def _keys(wanted: Wanted) -> KeyRing | None:
     if wanted.keys is None and is_loopback(wanted.host):
         return None
     file = wanted.keys or wanted.data / "keys.json"
+    if not read_keys(file) and is_loopback(wanted.host):
+        raise UsageError(f"{file}: holds no API key", f"make one: sam-inspect keys add NAME --keys {file}")
     if not read_keys(file):
         remedy = f"make one: sam-inspect keys add NAME --keys {file}; or bind to 127.0.0.1"
         raise UsageError(f"{file}: holds no API key, and {wanted.host} can be reached from elsewhere", remedy)

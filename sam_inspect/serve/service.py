@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
-from sam_inspect.errors import Conflict, ServiceError
+from sam_inspect.errors import Conflict, ServiceError, UsageError
 from sam_inspect.images import read_size, suffix_of
-from sam_inspect.masks import to_rle
+from sam_inspect.masks import clip_box, to_rle
 from sam_inspect.pipeline import Part
 from sam_inspect.records import CropMask
 from sam_inspect.serve.clicks import Clicker, Clicks
@@ -113,7 +113,7 @@ class Service:
             gone: tells whether the client has gone; a waiting image then gives its place up.
 
         Raises:
-            NotFound, ImageError, QueueFull, Draining, TooLate, Conflict, OutputError, ServiceError.
+            NotFound, ImageError, UsageError, QueueFull, Draining, TooLate, Conflict, OutputError, ServiceError.
         """
         started, loaded = time.monotonic(), self.shelf.get(recipe)
         arrival = _arrival(loaded, image, fields, key)
@@ -121,10 +121,13 @@ class Service:
             if key is not None and (known := await self._in_store(recipe, key)) is not None:
                 if known.request_sha256 != arrival.sha256:
                     raise Conflict(
-                        f"Idempotency-Key {key[:60]!r}: was used for another image", "give each a key of its own"
+                        f"Idempotency-Key {key[:60]!r}: was used for another image or other boxes",
+                        "give each a key of its own",
                     )
                 return known
-            read_size(image, max_pixels=self.limits.image_pixels, name=name)
+            height, width = read_size(image, max_pixels=self.limits.image_pixels, name=name)
+            if any(clip_box(box, (height, width)) is None for box in fields.boxes or ()):
+                raise UsageError("a box lies outside the image", f"give pixels of {width} x {height}")
             deadline = None if deadline_s is None else started + deadline_s
             read = partial(self._read, image, name, fields.boxes)
             task = Task(read, loaded.inspector.inspect_together, partial(_kind, loaded))

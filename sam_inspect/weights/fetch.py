@@ -77,7 +77,8 @@ def add_weights(
         if urlsplit(file_or_url).scheme in {"http", "https"}:
             path, said = _brought(file_or_url, folder, progress)
         if not path.is_file():
-            raise WeightsError(f"{path}: there is no such file", "give the path or URL of a weights file")
+            problem = "is a folder" if path.is_dir() else "there is no such file"
+            raise WeightsError(f"{path}: {problem}", "give the path or URL of a weights file")
         found = _recognised(path)
         if found is None:
             return _add_own(path, said, name, fits)

@@ -150,3 +150,5 @@ def test_json_that_cannot_be_written(plant, sam_inspect, tmp_path: Path) -> None
     (tmp_path / "file").write_text("in the way")
     line = ["evaluate", plant.product, "--recipe", plant.recipe, "--json", tmp_path / "file" / "figures.json"]
     refused(sam_inspect(*line), "file", "cannot be written", status=1)
+    line[-1] = tmp_path
+    refused(sam_inspect(*line), "cannot be written (Is a directory)", status=1)
