@@ -42,10 +42,8 @@ Rate = Annotated[
     float | None,
     typer.Option(
         metavar="P",
-        min=0.0,
-        max=1.0,
         show_default="the recipe's, 0.01 where it says none",
-        help="Share of good parts that may fail; sets the threshold.",
+        help="Share of good parts that may fail, above 0 and below 1; sets the threshold.",
     ),
 ]
 

@@ -9,6 +9,7 @@ ground_truth/TYPE/*   for STEM.png there, STEM_mask.png or STEM.png, the defect 
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from sam_inspect.errors import DatasetError, ImageError, UsageError
 from sam_inspect.images import IMAGE_SUFFIXES, find_images, read_image, read_size
 
+log = logging.getLogger(__name__)
 GOOD = "good"
 GROUPS = "groups.csv"
 ABOVE = 127
@@ -58,6 +60,8 @@ def good_images(data: Path) -> list[Path]:
                 f"{data}: holds {image.relative_to(data)}, but no train/good",
                 "put the good images into train/good, or name a folder with nothing but good images",
             )
+    if len(folders := sorted({str(image.relative_to(data).parent) for image in found})) > 1:
+        log.warning("%s: all images of its folders count as good: %s", data, ", ".join(folders))
     return found
 
 

@@ -55,6 +55,16 @@ def test_good_images_of_a_plain_folder(product: Path) -> None:
     assert datasets.good_images(plain) == datasets.good_images(product) == datasets.good_images(product / "train")
 
 
+def test_folders_of_a_plain_folder_are_named_since_all_of_them_count_as_good(
+    product: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    datasets.good_images(product / "train")
+    assert not caplog.text
+    picture(product / "train" / "bad" / "0.png")
+    datasets.good_images(product / "train")
+    assert "count as good: bad, good" in caplog.text
+
+
 def test_nobody_learns_good_parts_from_a_test_set(product: Path) -> None:
     shutil.rmtree(product / "train")
     for folder in (product, product.parent):

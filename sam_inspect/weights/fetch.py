@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from sam_inspect.errors import FetchError, UsageError, WeightsError
+from sam_inspect.errors import FetchError, SamInspectError, UsageError, WeightsError
 from sam_inspect.files import make_folder, output_errors
 from sam_inspect.progress import Progress, silent
 from sam_inspect.weights.archive import extract_member
@@ -195,7 +195,10 @@ def _add_own(path: Path, source: str, name: str | None, fits: Fits | None) -> St
             f"if you trust it, say which network it is for with --name: {known}, or a timm model",
         )
     if fits is not None:
-        fits(name, tensors)
+        try:
+            fits(name, tensors)
+        except SamInspectError as error:
+            raise WeightsError(f"{path}: {error.problem}", error.remedy) from None
     with _locked(name):
         return store_weights(name, tensors, sha256=sha256, source=source, terms="")
 
