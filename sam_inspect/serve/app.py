@@ -140,8 +140,8 @@ INSPECTED = TAKING | {
 }
 
 
-def create_app(service: Service, keys: KeyRing | None, only_here: bool) -> FastAPI:
-    """The application.
+def create_app(service: Service, keys: KeyRing | None, only_here: bool) -> Guard:
+    """The application, and what stands around it.
 
     Args:
         service: not started yet.
@@ -168,13 +168,13 @@ def create_app(service: Service, keys: KeyRing | None, only_here: bool) -> FastA
         docs_url=None,
     )
     app.state.service = service
-    app.add_middleware(Guard, only_here=only_here, most_bytes=most_bytes, count=service.figures.requested)
     explain_errors(app)
     guarded = [Depends(Authority(keys)), Depends(HTTPBearer(auto_error=False))]
     app.include_router(api, dependencies=guarded)
     app.include_router(probes)
     app.mount("/page", StaticFiles(directory=PAGE_FOLDER))
-    return app
+    # Around it, not among its middlewares: FastAPI's limit of the body stands before those, and answers in plain text.
+    return Guard(app, only_here, most_bytes, service.figures.requested)
 
 
 async def _service(request: Request) -> Service:

@@ -33,7 +33,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """An ASGI middleware: request ids, a line in the log; what is too large or from another site's page is refused.
+    """Around an ASGI app: request ids, a line in the log; what is too large or from another site's page is refused.
 
     Args:
         app: what it guards.

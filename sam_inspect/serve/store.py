@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from alembic import command
@@ -38,7 +38,7 @@ from sam_inspect.serve.tables import DeliveryRow, InspectionRow
 LOCKED_S = 5.0
 MAP_SUFFIX = ".map.npy"
 SWEPT_DAYS = 2
-WRITTEN_S = 600.0  # longer than anything takes from its first byte to its row
+OPEN = ".open"
 log = logging.getLogger(__name__)
 
 
@@ -106,11 +106,15 @@ class Store:
             with Session(self.engine) as session:
                 newest = session.scalar(select(func.max(InspectionRow.id)))
         self._last_ms = int(newest[:12], 16) if newest else 0
-        self._sweep()
+        self._open = (self.folder / OPEN).open("a")
+        if _locked(self._open, alone=True):
+            self._sweep()
+        _locked(self._open, alone=False)
 
     def close(self) -> None:
         """Gives the connections back."""
         self.engine.dispose()
+        self._open.close()
 
     def save(
         self, inspection: Inspection, image: bytes, suffix: str, arrival: Arrival, outputs: Sequence[str]
@@ -314,16 +318,15 @@ class Store:
     def _sweep(self) -> None:
         """Takes away what a process that died wrote without a row: parts of files, and images of the last days.
 
-        What is being written at this moment, by another process on the same folder, is not old enough.
+        Only while no other process has the folder open: what that one is writing has no row yet either.
         """
         days = [datetime.now(UTC) - timedelta(days=back) for back in range(SWEPT_DAYS)]
-        found = [path for day in days for path in (self.folder / day.strftime("%Y/%m/%d")).glob("*") if _is_old(path)]
         with self._session() as session:
             rows = session.scalars(
                 select(InspectionRow.image).where(InspectionRow.done_at >= days[-1] - timedelta(days=1))
             )
             known = {Path(image).stem for image in rows}
-        for path in found:
+        for path in [path for day in days for path in (self.folder / day.strftime("%Y/%m/%d")).glob("*")]:
             if path.name.startswith(".part-") or path.name.partition(".")[0] not in known:
                 log.warning("%s: was written by a process that died; removed", path)
                 _remove(path)
@@ -412,11 +415,17 @@ def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def _is_old(path: Path) -> bool:
+def _locked(file: TextIO, alone: bool) -> bool:
+    """Whether the file could be locked, for this process alone or beside others; the lock goes with the process."""
     try:
-        return time.time() - path.stat().st_mtime > WRITTEN_S
-    except OSError:  # It is gone.
+        import fcntl
+    except ImportError:  # Windows, where nobody can tell who else is there
         return False
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _remove(path: Path) -> None:
