@@ -31,7 +31,11 @@ app.add_typer(cli_serve.keys_app, name="keys")
 Recipe = Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="Folder of the recipe.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="Folder for the results.")]
 Config = Annotated[
-    str, typer.Option(metavar="NAME|FILE", help="A ready recipe (default, fast, fine, accurate) or a YAML file.")
+    str,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="A ready recipe (default, fast, fine, accurate; patchcore, padim, dinomaly, efficient_ad) or a YAML file.",
+    ),
 ]
 Labelled = Annotated[Path, typer.Argument(metavar="DATA", help="Folder in MVTec layout, with test and ground_truth.")]
 Groups = Annotated[
@@ -226,14 +230,16 @@ def bench(
         counts, place = timing.parse_threads(threads), pick_device(device)
         # In this order: the peak of a process is counted from the size of the one that started it.
         rows = timing.bench(recipe, images or [], place, counts, progress) if recipe else []
-        networks = timing.bench_networks(place, counts, progress)
         measured_on = timing.machine(place)
+        if json_file is not None:
+            write_text(json_file, timing.as_json([], rows, measured_on))
+        best = timing.record(recipe, rows) if check and recipe else None
+        networks = timing.bench_networks(place, counts, progress)
         if json_file is not None:
             write_text(json_file, timing.as_json(networks, rows, measured_on))
         for shown in timing.as_tables(networks, rows, measured_on):
             table(*shown)
-        if check and recipe:
-            best = timing.record(recipe, rows)
+        if best is not None:
             say(f"{recipe}: runs on {best['runtime']} {best['precision']} from now on, where that is installed")
 
 

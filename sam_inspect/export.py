@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sam_inspect.datasets import good_images
 from sam_inspect.errors import ConfigError, UsageError
-from sam_inspect.exports import FACTS, SCHEMA
+from sam_inspect.exports import FACTS, SCHEMA, is_export
 from sam_inspect.files import make_folder, write_bytes, write_text
 from sam_inspect.images import read_size
 from sam_inspect.localize.heatmap_graph import HeatmapGraph
@@ -26,6 +26,7 @@ from sam_inspect.networks.mask_decoder import decode_each
 from sam_inspect.networks.runtime import Free, exported
 from sam_inspect.networks.sam import NATIVE_PX, PIXEL_MEAN, PIXEL_STD, STRIDE, SamNetwork
 from sam_inspect.pipeline import Inspector
+from sam_inspect.recipe import RECIPE
 from sam_inspect.segment.sam import Sam
 
 Format = Literal["onnx", "openvino"]
@@ -51,6 +52,10 @@ def export(recipe: Path, out: Path, form: Format = "onnx", original_hw: tuple[in
     """
     if form == "openvino" and not installed("openvino"):
         raise ConfigError("--format openvino: it is not installed", "install sam-inspect[openvino]")
+    if is_export(recipe):
+        raise UsageError(f"{recipe}: is an export already", "give the recipe itself")
+    if (out / RECIPE).is_file():
+        raise UsageError(f"{out}: holds a recipe", "give another --out")
     inspector = Inspector.from_recipe(recipe, "cpu", runtime="torch")
     localizer, sam = inspector.localizer, inspector.segmenter
     if not isinstance(localizer, MemoryBank) or not isinstance(sam, Sam):

@@ -86,9 +86,13 @@ def load_export(folder: Path) -> Export:
         raise RecipeError(f"{folder / FACTS}: lacks or garbles {error}", AGAIN) from None
 
 
+def _refuse(number: str) -> None:
+    raise ValueError(f"{number} is no number of JSON")
+
+
 def _facts(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: cannot be read ({' '.join(str(error).split())})", AGAIN) from None
     if not isinstance(facts, dict) or not isinstance(facts.get("schema_version"), int):

@@ -19,7 +19,8 @@ import numpy as np
 from sam_inspect.assemble import adjusted, pick_device
 from sam_inspect.config import RecipeConfig, StageConfig
 from sam_inspect.datasets import good_images
-from sam_inspect.errors import ConfigError, DatasetError, ImageError
+from sam_inspect.errors import ConfigError, DatasetError, ImageError, UsageError
+from sam_inspect.exports import is_export
 from sam_inspect.files import make_folder
 from sam_inspect.images import read_image, read_size
 from sam_inspect.judge import calibrated_threshold
@@ -63,6 +64,8 @@ def train_recipe(
         raise broken_contract(config.localizer.name, localizer_class, Localizer)
     if not issubclass(localizer_class, Trainable):
         raise ConfigError(f"localizer {config.localizer.name}: learns nothing from good images", "name another one")
+    if is_export(folder):
+        raise UsageError(f"{folder}: holds an export", "give another --recipe")
     images = _readable(good_images(data), data, progress)
     place = pick_device(device)
     segmenter = _segmenter_weights(config, place)

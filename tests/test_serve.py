@@ -37,6 +37,7 @@ from starlette.datastructures import Headers
 
 from sam_inspect import files
 from sam_inspect.config import PromptConfig
+from sam_inspect.datasets import read_groups
 from sam_inspect.errors import (
     ConfigError,
     Conflict,
@@ -908,10 +909,30 @@ def test_labels_are_what_people_said(tmp_path: Path) -> None:
             f"test/good/{emptied}.png",
             f"test/good_/{missed}.png",
             f"ground_truth/good_/{missed}_mask.png",
+            "groups.csv",
         ]
     )
     assert not {nowhere, unsaid} & {Path(name).stem for name in names}
     store.close()
+
+
+def test_labels_say_which_pictures_show_one_part(tmp_path: Path) -> None:
+    """Else a decoder would be scored on the part that it learned from."""
+    store = Store(tmp_path / "station")
+    shots = [(b"1", "A, 7"), (b"2", "A, 7"), (b"3", "B"), (b"4", None), (b"4", None), (b"5", None)]
+    for image, serial in shots:
+        row = store.save(inspection(), image, ".png", arrival(part="flange", serial=serial), ())
+        store.review(row.id, {"decision": "confirm"})
+    write_labels(store, store.after("", 9), tmp_path / "labels.zip")
+    store.close()
+    data = tmp_path / "labels"
+    zipfile.ZipFile(tmp_path / "labels.zip").extractall(data)
+    groups = read_groups(data / "groups.csv")
+    assert sorted(groups) == sorted(path.relative_to(data).as_posix() for path in data.glob("test/*/*"))
+    first, second, third, fourth, fifth, sixth = (groups[name] for name in sorted(groups))
+    assert first == second
+    assert fourth == fifth
+    assert len({first, third, fourth, sixth}) == 4
 
 
 @settings(deadline=None, max_examples=50)

@@ -214,7 +214,7 @@ async def inspect(
         gone=request.is_disconnected,
     )
     headers = {"X-Inspection-Id": row.id, "X-Verdict": row.verdict, "Location": f"/v1/inspections/{row.id}"}
-    if request.headers.get("accept") == "image/png":
+    if request.headers.get("accept", "").partition(",")[0].partition(";")[0].strip() == "image/png":
         return Response(await asyncio.to_thread(_overlay, service, row), headers=headers, media_type="image/png")
     return JSONResponse(row.result, headers=headers)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import re
 import zipfile
 from collections.abc import Iterable
@@ -10,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sam_inspect.datasets import GROUPS
 from sam_inspect.errors import OutputError
 from sam_inspect.masks import from_rle, union
 from sam_inspect.records import CropMask
@@ -21,7 +25,10 @@ UNNAMED = "defect"
 
 
 def write_labels(store: Store, rows: Iterable[InspectionRow], file: Path) -> int:
-    """A zip of `test/good`, `test/TYPE` and `ground_truth/TYPE`; images as they came. How many it holds.
+    """A zip of `test/good`, `test/TYPE`, `ground_truth/TYPE` and groups.csv; images as they came. How many it holds.
+
+    Pictures of one serial number show one part, and so do those of the same bytes: groups.csv says so, since tuning
+    must not be scored on what it learned from.
 
     A part goes to the type of its largest mask. One that was confirmed without corrected masks keeps SAM's, as
     `defect`; one that passed and was overruled without any is left out: nothing says where its defects are.
@@ -37,6 +44,9 @@ def write_labels(store: Store, rows: Iterable[InspectionRow], file: Path) -> int
 
 
 def _write(store: Store, rows: Iterable[InspectionRow], file: Path) -> int:
+    groups = io.StringIO(newline="")
+    known = csv.writer(groups)
+    known.writerow(("image", "group"))
     count = 0
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for row in rows:
@@ -45,12 +55,21 @@ def _write(store: Store, rows: Iterable[InspectionRow], file: Path) -> int:
                 continue
             kind, masks = label
             archive.write(path, f"test/{kind}/{path.name}")
+            known.writerow((f"test/{kind}/{path.name}", _part(row, path)))
             if masks:
                 drawn = union(masks, (row.result["size"][0], row.result["size"][1]))
                 png = encode(".png", drawn.view(np.uint8) * np.uint8(255), PNG)
                 archive.writestr(f"ground_truth/{kind}/{path.stem}_mask.png", png)
             count += 1
+        archive.writestr(GROUPS, groups.getvalue())
     return count
+
+
+def _part(row: InspectionRow, path: Path) -> str:
+    """What an image shows, by its serial number; by its bytes where nobody said one."""
+    if row.serial is not None:
+        return f"{row.part or row.recipe} {row.serial}"
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _label(row: InspectionRow) -> tuple[str, list[CropMask]] | None:

@@ -43,9 +43,8 @@ export async function picture(path) {
   return createImageBitmap(await (await ask(path)).blob());
 }
 
-/** Calls `tell` with each inspection as it is answered, for ever; `linked` with whether the service is there. */
-export async function listen(tell, linked) {
-  let last = null;
+/** Calls `tell` with each inspection answered after `last`, for ever; `linked` with whether the service is there. */
+export async function listen(tell, linked, last) {
   for (;;) {
     try {
       const answer = await ask("v1/events", { headers: last ? { "Last-Event-ID": last } : {} });

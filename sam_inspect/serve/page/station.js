@@ -5,7 +5,7 @@ import { decode, painted } from "./masks.js";
 
 const COLOURS = [[255, 59, 107], [64, 156, 255], [255, 176, 32], [76, 201, 140], [190, 120, 255]];
 const NEW = [0, 229, 255];
-const PAGE = 50;
+const PAGE = 50, MOST = 1000;
 const at = (id) => document.getElementById(id);
 const canvas = at("canvas");
 
@@ -58,11 +58,27 @@ async function older() {
   const asked = query();
   asked.set("before", state.next);
   const counts = lists.pending();
-  const page = await json(`v1/inspections?${asked}`);
-  if (!counts()) return;
-  state.rows.push(...page.inspections);
-  state.next = page.next;
-  drawList();
+  at("older").disabled = true;
+  try {
+    const page = await json(`v1/inspections?${asked}`);
+    if (!counts()) return;
+    state.rows.push(...page.inspections);
+    state.next = page.next;
+    drawList();
+  } finally {
+    at("older").disabled = false;
+  }
+}
+
+/** A line that never stops must not fill the page: the oldest go, and `older` brings them back. */
+function prepend(row) {
+  state.rows.unshift(row);
+  at("list").prepend(itemOf(row));
+  if (state.rows.length <= MOST) return;
+  state.rows.length = MOST;
+  state.next = state.rows.at(-1).id;
+  while (at("list").children.length > MOST) at("list").lastElementChild.remove();
+  at("older").hidden = false;
 }
 
 function fits(row) {
@@ -73,22 +89,24 @@ function fits(row) {
   return plain && inTime && (!reviewed || String(row.review !== null) === reviewed);
 }
 
+function itemOf(row) {
+  const item = document.createElement("li");
+  item.className = row.verdict;
+  item.dataset.id = row.id;
+  item.setAttribute("aria-current", row.id === state.current?.id);
+  const title = row.serial ?? row.part ?? row.recipe.name;
+  const about = [row.part, row.camera, `${row.defects} defect${row.defects === 1 ? "" : "s"}`, row.review?.decision];
+  item.append(
+    element("b", title),
+    element("i", new Date(row.done_at).toLocaleTimeString()),
+    element("small", about.filter(Boolean).join(" · ")),
+  );
+  item.onclick = () => leaves() && show(row.id);
+  return item;
+}
+
 function drawList() {
-  at("list").replaceChildren(...state.rows.map((row) => {
-    const item = document.createElement("li");
-    item.className = row.verdict;
-    item.dataset.id = row.id;
-    item.setAttribute("aria-current", row.id === state.current?.id);
-    const title = row.serial ?? row.part ?? row.recipe.name;
-    const about = [row.part, row.camera, `${row.defects} defect${row.defects === 1 ? "" : "s"}`, row.review?.decision];
-    item.append(
-      element("b", title),
-      element("i", new Date(row.done_at).toLocaleTimeString()),
-      element("small", about.filter(Boolean).join(" · ")),
-    );
-    item.onclick = () => show(row.id);
-    return item;
-  }));
+  at("list").replaceChildren(...state.rows.map(itemOf));
   at("older").hidden = !state.next;
   const types = new Set(["defect", ...state.masks.map((mask) => mask.defect_type)]);
   at("types").replaceChildren(...[...types].map((type) => Object.assign(document.createElement("option"), { value: type })));
@@ -101,13 +119,16 @@ function element(name, text) {
 function step(by) {
   const place = state.rows.findIndex((row) => row.id === state.current?.id);
   const row = state.rows[Math.min(state.rows.length - 1, Math.max(0, place + by))];
-  if (row) show(row.id);
+  if (row && row.id !== state.current?.id && leaves()) show(row.id);
 }
 
 // One inspection
 
 /** Nobody is in the middle of something that another picture would take away. */
 const idle = () => !state.editing && !state.changed;
+
+/** Another picture takes masks away that are not saved: only who says so leaves them. */
+const leaves = () => !state.changed || confirm("The corrected masks are not saved. Leave them?");
 
 async function show(id, wanted = () => true) {
   const counts = shows.ask();
@@ -318,6 +339,7 @@ async function review(decision) {
 const save = () => review((state.masks.length > 0) === (state.current.verdict === "fail") ? "confirm" : "overrule");
 
 async function upload(file) {
+  if (!leaves()) return;
   const form = new FormData();
   form.append("image", file);
   const answer = await ask(`v1/recipes/${encodeURIComponent(at("recipe").value)}/inspect`, { method: "POST", body: form });
@@ -350,7 +372,7 @@ const toggle = {
   k: () => step(-1),
   c: () => review("confirm"),
   o: () => review("overrule"),
-  s: save,
+  s: () => state.changed && save(),
   "?": () => at("help").showModal(),
   Enter: keep,
   Backspace: takeBack,
@@ -410,7 +432,6 @@ await refill();
 listen((row) => {
   told = [row, ...told].slice(0, PAGE);
   if (!fits(row)) return;
-  if (!state.rows.some((each) => each.id === row.id)) state.rows.unshift(row);
-  drawList();
+  if (!state.rows.some((each) => each.id === row.id)) prepend(row);
   if (at("follow").checked && idle() && row.id !== state.current?.id) show(row.id, idle);
-}, (on) => at("link").classList.toggle("on", on));
+}, (on) => at("link").classList.toggle("on", on), state.rows[0]?.id);
