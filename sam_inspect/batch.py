@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import logging
 import math
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -163,8 +164,7 @@ def inspect_folder(
     """
     start = time.monotonic()
     save = save | _written_before(out)
-    drawn = [(out / kind).resolve() for kind in SUFFIXES]
-    names = [str(image) for image in images if not any(image.resolve().is_relative_to(folder) for folder in drawn)]
+    names = [str(image) for image in images if not _is_drawn(image, out)]
     if images and not names:
         raise UsageError(f"{out}: every image is one that was drawn there", "name the pictures that were inspected")
     with ResultsLog(out) as results:
@@ -179,6 +179,12 @@ def inspect_folder(
     verdicts = Counter(inspection.verdict for inspection in inspections)
     counts = (verdicts["pass"], verdicts["fail"], verdicts["error"])
     return BatchSummary(len(todo), len(names) - len(todo), *counts, time.monotonic() - start, page)
+
+
+def _is_drawn(image: Path, out: Path) -> bool:
+    """Whether a run wrote it into that out folder, by whatever links and names both are reached."""
+    inside = os.path.relpath(os.path.realpath(image), os.path.realpath(out))
+    return bool(SUFFIXES.keys() & Path(inside).parts[:1])
 
 
 def _written_before(out: Path) -> frozenset[str]:

@@ -286,6 +286,9 @@ def test_what_a_run_drew_is_not_inspected_and_a_part_beside_it_is(inspector: Ins
     drawn = [path for path in find_images([linked]) if path.name == "part.png" and path.parent != linked]
     assert drawn
     assert inspect_folder(inspector, [file, *drawn], tmp_path, progress=silent).resumed == 1
+    loop = tmp_path / "loop.png"
+    loop.symlink_to(loop)
+    assert inspect_folder(inspector, [file, loop], tmp_path, progress=silent).errors == 1
     with pytest.raises(UsageError, match="every image is one that was drawn there"):
         inspect_folder(inspector, drawn, tmp_path, progress=silent)
 
