@@ -190,6 +190,12 @@ class MqttArgs(Section):
     port: int = Field(1883, ge=1, le=65535)
     topic: str = "sam_inspect/{recipe}/{verdict}"
     """`{recipe}`, `{verdict}`, `{camera}` and `{part}` are filled in."""
+    client_id: str = "sam_inspect"
+    username: str | None = None
+    password: str | None = None
+    tls: bool = False
+    ca_file: str | None = None
+    """Certificates that the broker's must come from; the system's where it is not said."""
 
     @field_validator("topic")
     @classmethod
@@ -199,13 +205,6 @@ class MqttArgs(Section):
         except (KeyError, IndexError, ValueError, AttributeError):
             raise ValueError("only {recipe}, {verdict}, {camera} and {part} can be filled in") from None
         return topic
-
-    client_id: str = "sam_inspect"
-    username: str | None = None
-    password: str | None = None
-    tls: bool = False
-    ca_file: str | None = None
-    """Certificates that the broker's must come from; the system's where it is not said."""
 
 
 class Mqtt:
