@@ -7,11 +7,13 @@ SamInspectError
 │   ├── BoxesError        2, 422   a boxes file or a box that cannot be used
 │   └── RecipeError       2, 422   a recipe folder that is missing, cut or of another schema
 ├── ImageError            1, 422   one picture that cannot be read or is too large
+│   └── TooLarge          1, 413   of more bytes than are taken
 ├── WeightsError          1, 503   weights that are cut, swapped or unsafe to load
 │   └── WeightsMissing    1, 503   known weights that are not on this machine yet
 ├── FetchError            1, 502   a source that did not answer, or answered with other bytes
 ├── OutputError           1, 507   a folder that cannot be written, a full disk
 ├── PluginError           1, 500   a plugin that does not load or breaks its contract
+│   ├── NoSuchPlugin      2, 422   a name that no plugin has
 │   └── ExtraMissing      2, 500   a part that is not installed
 └── ServiceError          1, 503   what only a running service meets: its store does not answer
     ├── Refused           1, 503   an output does not want a record

@@ -274,7 +274,7 @@ def _check(picture: ImageFile, label: str, max_pixels: int, whole: bool) -> None
     """Before decoding: a few bytes can claim a picture that fills the memory."""
     width, height = picture.size
     if width * height > max_pixels:
-        millions = f"{width * height / 1e6:,.4g} million pixels where {max_pixels / 1e6:,g} million are allowed"
+        millions = f"{round(width * height / 1e6, 1):,g} million pixels where {max_pixels / 1e6:,g} million are allowed"
         raise ImageError(f"{label}: {width} x {height}, {millions}", "cut it into parts or scale it down")
     if whole and isinstance(picture, PngImageFile):
         picture.verify()  # Pillow decodes a PNG that lost its end or has a wrong bit without complaint
