@@ -30,7 +30,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from sam_inspect.errors import Conflict, NotFound, OutputError, ServiceError
-from sam_inspect.files import make_folder, write_bytes
+from sam_inspect.files import make_folder, output_errors, write_bytes
 from sam_inspect.records import Inspection
 from sam_inspect.report.writers import from_json, to_json
 from sam_inspect.serve.tables import DeliveryRow, InspectionRow
@@ -106,7 +106,8 @@ class Store:
             with Session(self.engine) as session:
                 newest = session.scalar(select(func.max(InspectionRow.id)))
         self._last_ms = int(newest[:12], 16) if newest else 0
-        self._open = (self.folder / OPEN).open("a")
+        with output_errors(self.folder):
+            self._open = (self.folder / OPEN).open("a")
         if _locked(self._open, alone=True):
             self._sweep()
         _locked(self._open, alone=False)
