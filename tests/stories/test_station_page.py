@@ -74,6 +74,11 @@ def correct_by_hand(page: Any, truth: np.ndarray[Any, Any]) -> None:
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("Enter")
     assert page.inner_text("#defects tr td:nth-child(2)") == "dent"
+    with page.expect_event("dialog") as asked:
+        page.once("dialog", lambda dialog: dialog.dismiss())
+        page.keyboard.press("j")
+    assert "not saved" in asked.value.message
+    assert page.inner_text("#defects tr td:nth-child(2)") == "dent", "another part took the mask away"
     page.keyboard.press("s")
     page.wait_for_selector("#review:has-text('masks by hand')")
 
@@ -89,11 +94,12 @@ def test_pictures_are_uploaded_judged_corrected_and_become_labels_to_tune_on(
     first, second = parts(good, fine=False)
     kind, stem = first.name.rpartition("_")[0], first.stem.rpartition("_")[2]
     truth = np.array(Image.open(plant.product / "ground_truth" / kind / f"{stem}_mask.png")) > 0
-    upload(page, first)
-    correct_by_hand(page, truth)
     upload(page, second)
+    page.keyboard.press("s")
     page.keyboard.press("c")
     page.wait_for_selector("#review:has-text('Confirmed')")
+    upload(page, first)
+    correct_by_hand(page, truth)
 
     with page.expect_download() as download:
         page.click("#labels")
