@@ -247,7 +247,7 @@ def _file(source: str | Path | bytes, name: str) -> tuple[BinaryIO, str]:
         if path.is_fifo() or path.is_char_device():  # whose bytes may never come, or never end
             raise ImageError(f"{source}: is a pipe or a device", "copy the picture into a file")
         return path.open("rb"), str(source)
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         remedies: dict[type[Exception], str] = {
             FileNotFoundError: "check the path",
             IsADirectoryError: "name the pictures in it",

@@ -362,6 +362,17 @@ def lying_png() -> bytes:
     return data[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + data[33:]
 
 
+def test_nothing_is_no_picture() -> None:
+    with pytest.raises(ImageError, match="None: cannot be read"):
+        read_image(None)  # type: ignore[arg-type]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="is a pipe or a device; copy the picture into a file"):
+        read_image(tmp_path / "pipe.png")
+
+
 def test_a_picture_that_claims_too_many_pixels_is_refused_before_decoding(tmp_path: Path) -> None:
     file = tmp_path / "bomb.png"
     file.write_bytes(lying_png())
