@@ -876,7 +876,9 @@ def test_a_share_that_is_away_for_a_while_is_watched_again(tmp_path: Path, monke
 
 def test_a_cameras_password_is_not_shown() -> None:
     assert without_user("rtsp://user:s3cret@10.0.0.7:554/live") == "rtsp://10.0.0.7:554/live"
+    assert without_user("rtsp://user:s3@cret@10.0.0.7/live") == "rtsp://10.0.0.7/live"
     assert without_user("rtsp://10.0.0.7/live@2") == "rtsp://10.0.0.7/live@2"
+    assert without_user("https://mes?to=a@b") == "https://mes?to=a@b"
     assert without_user("0") == "0"
 
 

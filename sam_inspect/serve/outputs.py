@@ -105,13 +105,12 @@ def output_of(word: str) -> tuple[str, Output]:
     """
     where = urlsplit(word)
     if where.scheme in ("http", "https"):
-        query = f" {_digest(where.query)}" if where.query else ""
-        host = where.netloc.rpartition("@")[2]
-        name = _name(f"webhook {host}{where.path}{query}")
-        return name, Webhook.from_config({"url": word})
-    if "://" in word and where.scheme not in ("mqtt", "mqtts"):
-        raise ConfigError(f"--to {without_user(word)}: nothing is sent by {where.scheme}", "give https, mqtt or a file")
+        shown, query = urlsplit(without_user(word)), f" {_digest(where.query)}" if where.query else ""
+        return _name(f"webhook {shown.netloc}{shown.path}{query}"), Webhook.from_config({"url": word})
     if where.scheme not in ("mqtt", "mqtts"):
+        if "://" in word:
+            problem = f"--to {without_user(word)}: nothing is sent by {where.scheme}"
+            raise ConfigError(problem, "give https, mqtt or a file")
         return _name(f"jsonl {Path(word).absolute()}"), JsonLines.from_config({"file": word})
     try:
         port = where.port or (8883 if where.scheme == "mqtts" else 1883)
@@ -125,7 +124,7 @@ def output_of(word: str) -> tuple[str, Output]:
 
 def without_user(address: str) -> str:
     """An address as it may be shown: user and password are for the other side alone."""
-    return re.sub(r"(?<=://)[^/@]*@", "", address)
+    return re.sub(r"(?<=://)[^/?#]*@", "", address)
 
 
 def _name(whole: str) -> str:
