@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sam_inspect.config import RecipeConfig
 from sam_inspect.errors import ConfigError, ExtraMissing, RecipeError, UsageError, WeightsError
@@ -18,6 +18,9 @@ from sam_inspect.plugins import broken_contract, load_plugin
 from sam_inspect.recipe import BASE, Recipe, load_recipe
 from sam_inspect.segment import Segmenter, Tunable
 from sam_inspect.segment.exported_sam import ExportedSam
+
+if TYPE_CHECKING:
+    from sam_inspect.networks.sam import SamNetwork
 
 log = logging.getLogger(__name__)
 
@@ -182,13 +185,25 @@ def pick_runtime_for(config: RecipeConfig, device: str, name: str = "auto", prec
         WeightsMissing, WeightsError: of its SAM.
     """
     from sam_inspect.networks.fastest import pick_runtime
+
+    if (sam := sam_of(config, device)) is None:
+        return pick_runtime(name, precision, device, None)
+    network, facts = sam
+    return pick_runtime(name, precision, device, network.image_encoder, facts["sha256"])
+
+
+def sam_of(config: RecipeConfig, device: str) -> tuple[SamNetwork, dict[str, str]] | None:
+    """The SAM of a recipe, and name, sha256 and source of its weights; None where its segmenter is a plugin's.
+
+    Raises:
+        WeightsMissing, WeightsError.
+    """
     from sam_inspect.networks.loaded import load_sam
     from sam_inspect.networks.sam import NAMES
 
     if config.segmenter.name not in NAMES:
-        return pick_runtime(name, precision, device, None)
-    network, facts = load_sam(config.segmenter.name, config.segmenter.args.get("weights"), device)
-    return pick_runtime(name, precision, device, network.image_encoder, facts["sha256"])
+        return None
+    return load_sam(config.segmenter.name, config.segmenter.args.get("weights"), device)
 
 
 def _runtime(recipe: Recipe | None, config: RecipeConfig, device: str, asked: Asked) -> Runtime:

@@ -164,7 +164,8 @@ def inspect_folder(
     """
     start = time.monotonic()
     save = save | _written_before(out)
-    names = [str(image) for image in images if not _is_drawn(image, out)]
+    there = os.path.realpath(out)
+    names = [str(image) for image in images if not _is_drawn(image, there)]
     if images and not names:
         raise UsageError(f"{out}: every image is one that was drawn there", "name the pictures that were inspected")
     with ResultsLog(out) as results:
@@ -181,9 +182,9 @@ def inspect_folder(
     return BatchSummary(len(todo), len(names) - len(todo), *counts, time.monotonic() - start, page)
 
 
-def _is_drawn(image: Path, out: Path) -> bool:
-    """Whether a run wrote it into that out folder, by whatever links and names both are reached."""
-    inside = os.path.relpath(os.path.realpath(image), os.path.realpath(out))
+def _is_drawn(image: Path, out: str) -> bool:
+    """Whether a run wrote it into that out folder, by whatever links it is reached; the folder's are followed."""
+    inside = os.path.relpath(os.path.realpath(image), out)
     return bool(SUFFIXES.keys() & Path(inside).parts[:1])
 
 

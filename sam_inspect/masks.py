@@ -21,9 +21,10 @@ def from_full(mask: Mask) -> CropMask | None:
     return tight(CropMask((0, 0, mask.shape[1], mask.shape[0]), mask))
 
 
-def alone(mask: CropMask) -> CropMask:
-    """The same mask with pixels of its own: a view keeps the whole frame in memory that it was cut from."""
-    return CropMask(mask.box_xyxy, mask.pixels.copy())
+def cut_out(mask: Mask) -> CropMask | None:
+    """The same with pixels of its own: a view would keep the whole frame in memory."""
+    found = from_full(mask)
+    return CropMask(found.box_xyxy, found.pixels.copy()) if found else None
 
 
 def tight(mask: CropMask) -> CropMask | None:
@@ -133,8 +134,7 @@ def from_rle(rle: dict[str, Any]) -> CropMask | None:
     height, width = rle["size"]
     if isinstance(rle["counts"], list):
         rle = coco.frPyObjects(rle, height, width)
-    found = from_full(coco.decode(rle).astype(bool))
-    return alone(found) if found else None
+    return cut_out(coco.decode(rle).astype(bool))
 
 
 def without_specks(mask: CropMask, least_share: float) -> CropMask:

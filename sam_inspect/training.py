@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sam_inspect.assemble import adjusted, pick_device
+from sam_inspect.assemble import adjusted, pick_device, sam_of
 from sam_inspect.config import RecipeConfig, StageConfig
 from sam_inspect.datasets import good_images
 from sam_inspect.errors import ConfigError, DatasetError, ImageError, UsageError
@@ -68,7 +68,7 @@ def train_recipe(
         raise UsageError(f"{folder}: holds an export", "give another --recipe")
     images = _readable(good_images(data), data, progress)
     place = pick_device(device)
-    segmenter = _segmenter_weights(config, place)
+    sam = sam_of(config, place)
     make_folder(folder)  # before minutes of work, not after them
     start = time.monotonic()
     localizer, fit = localizer_class.fit(images, config.localizer.args, device=place, progress=progress)
@@ -81,7 +81,7 @@ def train_recipe(
         calibration_scores=fit.calibration_scores,
         calibration_pixels=fit.calibration_pixels,
         metrics=_metrics(fit, config, len(images), time.monotonic() - start),
-        provenance=_provenance(data, images, fit) | {"segmenter_weights": segmenter},
+        provenance=_provenance(data, images, fit) | {"segmenter_weights": sam[1] if sam else {}},
     )
     save_recipe(recipe)
     _say_what_to_look_at(recipe.metrics)
@@ -126,16 +126,6 @@ def _readable(images: Sequence[Path], data: Path, progress: Progress) -> list[Pa
     if len(good) < 2:
         raise DatasetError(f"{data}: only one good image", "give at least two, better twenty or more")
     return good
-
-
-def _segmenter_weights(config: RecipeConfig, device: str) -> dict[str, str]:
-    """Name, sha256 and source of what SAM will refine with; {} for a plugin's segmenter, which keeps its own."""
-    from sam_inspect.networks.loaded import load_sam
-    from sam_inspect.networks.sam import NAMES
-
-    if config.segmenter.name not in NAMES:
-        return {}
-    return load_sam(config.segmenter.name, config.segmenter.args.get("weights"), device)[1]
 
 
 def _metrics(fit: Fit, config: RecipeConfig, count: int, seconds: float) -> dict[str, Any]:

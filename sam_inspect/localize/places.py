@@ -62,28 +62,22 @@ class GoodParts:
     """
 
     def __init__(self, maps: Sequence[Map], share: float) -> None:
-        self.maps, self.share = maps, share
-        self._stack = np.stack([on_grid(found, (PLACES, PLACES)) for found in maps])
-        self._sum, self._squares = self._stack.sum(0, np.float64), np.square(self._stack, dtype=np.float64).sum(0)
-        peaks = [smooth(self._shown(part).beyond(found), PLACE_SIGMA).max() for part, found in enumerate(self._stack)]
+        self.maps = maps
+        stack = np.stack([on_grid(found, (PLACES, PLACES)) for found in maps]).astype(np.float64)
+        total, squares, others = stack.sum(0), np.square(stack).sum(0), len(maps) - 1
+        self._every = _of_moments(total / len(maps), squares / len(maps), share)
+        self._others = [_of_moments((total - one) / others, (squares - one**2) / others, share) for one in stack]
+        peaks = [smooth(seen.beyond(one), PLACE_SIGMA).max() for seen, one in zip(self._others, stack, strict=True)]
         self._unit = np.float32(max(float(np.median(peaks)), 1e-6))
 
     def normal(self, without: int | None = None) -> Normal:
         """What they show, all or all but one; in both the unit is the peak of a typical part beyond all others."""
-        shown = self._shown(without)
+        shown = self._every if without is None else self._others[without]
         return replace(shown, scale=shown.scale * self._unit)
 
     def deviations(self) -> list[Map]:
         """Of each part from all others."""
         return [self.normal(part).deviations(found) for part, found in enumerate(self.maps)]
-
-    def _shown(self, without: int | None) -> Normal:
-        """The same, not yet in that unit."""
-        total, squares, count = self._sum, self._squares, len(self._stack)
-        if without is not None:
-            left_out = self._stack[without].astype(np.float64)
-            total, squares, count = total - left_out, squares - left_out**2, count - 1
-        return _of_moments(total / count, squares / count, self.share)
 
 
 def _of_moments(mean: NDArray[np.float64], square: NDArray[np.float64], share: float) -> Normal:
@@ -108,16 +102,16 @@ def place_share(layers: Sequence[Sequence[Map]]) -> float:
     """
     if len(layers[0]) < FEWEST:
         return SHARES[0]
-    stacks = [[on_grid(found, (PLACES, PLACES)) for found in maps] for maps in layers]
+    stacks = [np.stack([on_grid(found, (PLACES, PLACES)) for found in maps]).astype(np.float64) for maps in layers]
     return min(SHARES, key=lambda share: float(np.mean([_least_that_fails(maps, share) for maps in stacks])))
 
 
-def _least_that_fails(maps: Sequence[Map], share: float) -> float:
+def _least_that_fails(maps: NDArray[np.float64], share: float) -> float:
     """The mean logarithm over places of the least distance that fails there; each half learns, the other one tells."""
     half = len(maps) // 2
     found = []
     for known, others in ((maps[:half], maps[half:]), (maps[half:], maps[:half])):
-        normal = GoodParts(known, share).normal()
+        normal = _of_moments(known.mean(0), np.square(known).mean(0), share)
         rare = rare_peak([normal.beyond(other) for other in others])
         found.append(np.log(normal.mean + rare * normal.scale).mean())
     return float(np.mean(found))

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from sam_inspect.errors import UsageError
-from sam_inspect.masks import alone, from_full, to_rle
+from sam_inspect.masks import cut_out, to_rle
 from sam_inspect.records import CropMask
 from sam_inspect.serve.clicks import Clicks
 from sam_inspect.serve.tables import InspectionRow
@@ -73,8 +73,7 @@ class Rle(Message):
         if any(run < 0 for run in runs) or sum(runs) != math.prod(original_hw):
             raise ValueError("the mask's runs do not fill the image")
         flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-        found = from_full(np.ascontiguousarray(flat.reshape(original_hw[::-1]).T))
-        return alone(found) if found else None
+        return cut_out(np.ascontiguousarray(flat.reshape(original_hw[::-1]).T))
 
 
 def _runs(counts: str) -> list[int]:

@@ -171,11 +171,13 @@ def _keys(wanted: Wanted) -> KeyRing | None:
     if wanted.keys is None and is_loopback(wanted.host):
         return None
     file = wanted.keys or wanted.data / "keys.json"
-    if not read_keys(file) and is_loopback(wanted.host):
-        raise UsageError(f"{file}: holds no API key", f"make one: sam-inspect keys add NAME --keys {file}")
     if not read_keys(file):
-        remedy = f"make one: sam-inspect keys add NAME --keys {file}; or bind to 127.0.0.1"
-        raise UsageError(f"{file}: holds no API key, and {wanted.host} can be reached from elsewhere", remedy)
+        problem, remedy = f"{file}: holds no API key", f"make one: sam-inspect keys add NAME --keys {file}"
+        if is_loopback(wanted.host):
+            raise UsageError(problem, remedy)
+        raise UsageError(
+            f"{problem}, and {wanted.host} can be reached from elsewhere", f"{remedy}; or bind to 127.0.0.1"
+        )
     return KeyRing(file)
 
 
