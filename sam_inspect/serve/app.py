@@ -332,9 +332,9 @@ async def rollback(recipe: Word, service: On) -> RecipeAnswer:
 
 @api.get("/v1/events", response_class=EventSourceResponse, responses=ERRORS)
 async def events(service: On, last_event_id: Annotated[Id | None, Header()] = None) -> AsyncIterator[ServerSentEvent]:
-    """Each inspection as it is answered; after a break, `Last-Event-ID` brings what was missed."""
-    async for row in service.events(last_event_id):
-        yield ServerSentEvent(data=Stored.of(row), event="inspection", id=row.id)
+    """Each `inspection` as it is answered, and each `review`; `Last-Event-ID` brings the inspections since then."""
+    async for event, row in service.events(last_event_id):
+        yield ServerSentEvent(data=Stored.of(row), event=event, id=row.id if event == "inspection" else None)
 
 
 @api.get("/metrics", response_class=Response)

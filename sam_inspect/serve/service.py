@@ -6,14 +6,14 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from sam_inspect.errors import Conflict, ServiceError, UsageError
 from sam_inspect.images import read_size, suffix_of
@@ -32,9 +32,11 @@ from sam_inspect.serve.work import Job, Kind, Task, WorkQueue
 T = TypeVar("T")
 Gone = Callable[[], Awaitable[bool]]
 Clicked = tuple[CropMask | None, float, tuple[int, int]]
+Event = Literal["inspection", "review"]
 LOOK_S = 0.1
 PRUNE_S = 60.0
 LISTEN_S = 10.0
+REVIEWS = 100  # that a slow listener may lag behind
 log = logging.getLogger(__name__)
 
 
@@ -89,6 +91,7 @@ class Service:
     _by_key: dict[tuple[str, str], asyncio.Lock] = field(default_factory=dict)
     _asking: Counter[tuple[str, str]] = field(default_factory=Counter)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _reviews: deque[tuple[int, InspectionRow]] = field(default_factory=lambda: deque(maxlen=REVIEWS))
 
     async def inspect(
         self,
@@ -157,22 +160,34 @@ class Service:
             kept["masks"] = await asyncio.to_thread(_kept_masks, review.masks, tuple(row.result["size"]))
         kept["at"] = datetime.now(UTC).isoformat(timespec="milliseconds")
         found = await asyncio.to_thread(self.store.review, row.id, kept)
+        self._reviews.append((self._reviewed + 1, found))
         self.announce()
         return found
 
-    async def events(self, after: str | None) -> AsyncIterator[InspectionRow]:
-        """Every inspection answered after that one, as it comes; None for from now on.
+    async def events(self, after: str | None) -> AsyncIterator[tuple[Event, InspectionRow]]:
+        """Every inspection answered after that one, as it comes, and what is reviewed meanwhile.
 
-        They are read from the store, so that a slow listener misses none.
+        Args:
+            after: an inspection's id; None for from now on. What came after it is read from the store, so that a slow
+                listener misses none.
         """
+        heard = self._reviewed
         last = await asyncio.to_thread(self.store.newest_id) if after is None else after
         while not self.draining:
             news = self._news
             for row in await asyncio.to_thread(self.store.after, last, 100):
                 last = row.id
-                yield row
+                yield "inspection", row
+            reviews = [(number, row) for number, row in self._reviews if number > heard]
+            for number, row in reviews:
+                heard = number
+                yield "review", row
             with suppress(TimeoutError):
                 await asyncio.wait_for(news.wait(), LISTEN_S)
+
+    @property
+    def _reviewed(self) -> int:
+        return self._reviews[-1][0] if self._reviews else 0
 
     def announce(self) -> None:
         """There is something new for listeners and outputs."""

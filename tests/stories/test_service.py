@@ -205,6 +205,19 @@ def test_listeners_miss_nothing_over_a_break(service: Service, good: Path) -> No
                 break
 
 
+def test_listeners_hear_of_reviews(service: Service, good: Path) -> None:
+    earlier, answer = (service.send(passing(good)) for _ in range(2))
+    since = {"Last-Event-ID": earlier.headers["x-inspection-id"]}
+    with service.get("/v1/events", headers=since, stream=True) as stream:
+        lines = stream.iter_lines(decode_unicode=True)
+        assert f"id: {answer.headers['x-inspection-id']}" in lines
+        said = {"decision": "overrule", "by": "Ada"}
+        requests.put(f"{service.url}{answer.headers['location']}/review", json=said, timeout=60)
+        assert "event: review" in lines
+        told = json.loads(next(line for line in lines if line.startswith("data: "))[6:])
+    assert (told["id"], told["review"]["decision"]) == (answer.headers["x-inspection-id"], "overrule")
+
+
 def test_what_cannot_be_used_is_refused_in_one_line(service: Service, good: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.png"
     text.write_text("no picture")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ def service(export: Path, serving: Callable[..., Any], tmp_path_factory: pytest.
 
 @pytest.fixture
 def page(browser: Any, service: Any) -> Iterator[Any]:
+    with on_screen(browser, service) as opened:
+        yield opened
+
+
+@contextmanager
+def on_screen(browser: Any, service: Any) -> Iterator[Any]:
     opened = browser.new_page(viewport={"width": 1280, "height": 800})
     problems: list[str] = []
     opened.on("pageerror", lambda error: problems.append(str(error)))
@@ -133,6 +140,21 @@ def test_results_of_the_line_appear_by_themselves_and_are_reviewed_by_keys(page:
     page.select_option("[name=reviewed]", "")
     page.select_option("[name=verdict]", "pass")
     page.wait_for_selector("#list li.fail", state="detached")
+
+
+def test_what_one_screen_says_of_a_part_the_other_shows(page: Any, browser: Any, service: Any, good: Path) -> None:
+    service.send(parts(good, fine=False)[0], params={"serial": "both"})
+    with on_screen(browser, service) as other:
+        for screen in (page, other):
+            screen.click("#list li:has(b:text('both'))")
+            screen.wait_for_selector("#facts:has-text('both')")
+        other.click("#defects tr button")
+        page.keyboard.press("o")
+        other.wait_for_selector("#review:has-text('Overruled')")
+        other.wait_for_selector("#list li:has(b:text('both')):has-text('overrule')")
+        assert other.locator("#save").is_visible(), "masks that were not saved are gone"
+        other.keyboard.press("s")
+        page.wait_for_selector("#review:has-text('masks by hand')")
 
 
 SLOW_WITHOUT_VERDICT = """() => {

@@ -43,7 +43,7 @@ export async function picture(path) {
   return createImageBitmap(await (await ask(path)).blob());
 }
 
-/** Calls `tell` with each inspection answered after `last`, for ever; `linked` with whether the service is there. */
+/** Calls `tell.inspection` with each answered after `last` and `tell.review` with each reviewed, for ever; `linked` with whether the service is there. */
 export async function listen(tell, linked, last) {
   for (;;) {
     try {
@@ -58,8 +58,8 @@ export async function listen(tell, linked, last) {
         for (const event of events) {
           const fields = Object.fromEntries(event.split("\n").map((line) => line.split(/: (.*)/s, 2)));
           if (!fields.data) continue;
-          last = fields.id;
-          tell(JSON.parse(fields.data));
+          last = fields.id ?? last;
+          tell[fields.event](JSON.parse(fields.data));
         }
       }
     } catch {

@@ -329,9 +329,13 @@ async function review(decision) {
     : state.current.review?.masks?.map(({ mask, defect_type }) => ({ mask, defect_type }));
   const row = await send(`v1/inspections/${state.current.id}/review`, "PUT", { decision, ...(masks && { masks }) });
   if (state.current.id === row.id) Object.assign(state, { current: row, changed: false });
+  reviewed(row);
+  drawFacts();
+}
+
+function reviewed(row) {
   const known = state.rows.find((each) => each.id === row.id);
   if (known) known.review = row.review;
-  drawFacts();
   drawList();
 }
 
@@ -429,9 +433,20 @@ new ResizeObserver(draw).observe(canvas);
 const recipes = await json("v1/recipes");
 at("recipe").replaceChildren(...recipes.map(({ name }) => element("option", name)));
 await refill();
-listen((row) => {
-  told = [row, ...told].slice(0, PAGE);
-  if (!fits(row)) return;
-  if (!state.rows.some((each) => each.id === row.id)) prepend(row);
-  if (at("follow").checked && idle() && row.id !== state.current?.id) show(row.id, idle);
-}, (on) => at("link").classList.toggle("on", on), state.rows[0]?.id);
+const tell = {
+  inspection(row) {
+    told = [row, ...told].slice(0, PAGE);
+    if (!fits(row)) return;
+    if (!state.rows.some((each) => each.id === row.id)) prepend(row);
+    if (at("follow").checked && idle() && row.id !== state.current?.id) show(row.id, idle);
+  },
+  /** Somebody, here or at another screen. */
+  review(row) {
+    reviewed(row);
+    if (row.id !== state.current?.id || row.review.at === state.current.review?.at) return;
+    if (idle()) return show(row.id, idle);
+    state.current.review = row.review;
+    drawFacts();
+  },
+};
+listen(tell, (on) => at("link").classList.toggle("on", on), state.rows[0]?.id);
