@@ -27,7 +27,7 @@ test: setup  ## the tests, with what they need; a few minutes
 
 test-slow: setup  ## the tests that take minutes each
 	@$(BIN)/sam-inspect weights fetch mobilenet_v2 dinov2_vits14
-	$(TEST) -m slow
+	$(TEST) -m slow --timeout 1800
 
 check: $(INSTALLED)  ## lint, format, types, and the sizes table
 	$(BIN)/ruff check

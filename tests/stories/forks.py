@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,17 +21,24 @@ class Forks:
     """Runs `python -m sam_inspect` again and again."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self.process = self._begun()
 
     def run(self, words: Sequence[str], env: Mapping[str, str], out: str, err: str) -> tuple[int, int]:
         """The exit status and the largest resident size in bytes; what was said is in the files `out` and `err`."""
         assert self.process.stdin is not None and self.process.stdout is not None
         request = {"words": list(words), "env": dict(env), "folder": str(Path.cwd()), "out": out, "err": err}
         print(json.dumps(request), file=self.process.stdin, flush=True)
-        status, peak_bytes = json.loads(self.process.stdout.readline())
+        try:
+            status, peak_bytes = json.loads(self.process.stdout.readline())
+        except BaseException:  # A timeout, say: whoever asks next must not get the answer of this one.
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process = self._begun()
+            raise
         return int(status), int(peak_bytes)
+
+    def _begun(self) -> subprocess.Popen[str]:
+        words, pipe = [sys.executable, __file__], subprocess.PIPE
+        return subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
 
 
 def serve() -> None:

@@ -19,7 +19,7 @@ def numbers(figures: dict[str, Any], path: str = "") -> dict[str, float]:
     """Each of them by where it stands, without the seconds."""
     found: dict[str, float] = {}
     for key, value in figures.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key != "seconds":
             found |= numbers(value, f"{path}/{key}")
         elif key != "seconds":
             found[f"{path}/{key}"] = value
