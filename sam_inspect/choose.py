@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.config import ChooseConfig
+from sam_inspect.logits import Map, mean_logit, mean_probability, probability
 from sam_inspect.masks import (
     box_iou,
     cell_centres,
@@ -32,7 +33,7 @@ from sam_inspect.masks import (
 )
 from sam_inspect.records import Box, Candidates, CropMask, Localization, Outline, Region, View
 
-VOTE_TEMPERATURE, IN_BOX_TEMPERATURE = 0.1, 0.05  # How a mask fits a given box says more than how it agrees with a map.
+VOTE_TEMPERATURE, IN_BOX_TEMPERATURE = 0.1, 0.04  # How a mask fits a given box says more than how it agrees with a map.
 RANKED_PX = 64
 SIGMAS = 0.7  # of the Gaussian that the map's blur is taken for, in widths of a point on the map
 LEAST_PROBABILITY = 0.01
@@ -40,7 +41,6 @@ SPECK_SHARE = 0.02
 FILLED = 0.8  # of its own box
 STABLE, DOUBTED = 0.85, 0.65  # stability scores
 OUTSIDE, PER_SIDE = 1.0, 40.0  # logits that SAM's vote must have more beyond a given box: at its edge, and a side away
-Map = NDArray[np.float32]
 
 
 def choose(candidates: Sequence[Candidates], localization: Localization, config: ChooseConfig) -> list[Outline]:
@@ -72,12 +72,11 @@ def outline(candidates: Candidates, localization: Localization, config: ChooseCo
     evidence = _evidence(localization, view.crop_xyxy, grid_hw, region, config.from_peak)
     agreements = _agreements(candidates, region, evidence, config.from_peak)
     if agreements.max() >= config.least_agreement:
-        temperature = IN_BOX_TEMPERATURE if evidence is None else VOTE_TEMPERATURE
-        vote = on_crop(view, _vote(candidates, agreements, config, temperature), grid_hw)
+        vote = on_crop(view, _vote(candidates, agreements, config, in_box=evidence is None), grid_hw)
         if evidence is None:
             rise = vote - _doubt(region.box_xyxy, view.crop_xyxy, grid_hw)
         else:
-            rise = _defect(_probability(vote), evidence, config.least_share)
+            rise = _defect(probability(vote), evidence, config.least_share)
         mask = tight(CropMask((0, 0, grid_hw[1], grid_hw[0]), rise > 0))
         mask = tight(without_specks(mask, SPECK_SHARE)) if mask else None
         if mask is not None and region.core is not None and _is_echo(mask, vote):
@@ -98,7 +97,7 @@ def is_doubted(candidates: Candidates, localization: Localization, config: Choos
     evidence = _evidence(localization, view.crop_xyxy, work_hw(view.crop_hw), region, config.from_peak)
     agreements = _agreements(candidates, region, evidence, config.from_peak)
     rows, columns = _low_res_hw(view)
-    return _stability(_vote(candidates, agreements, config, VOTE_TEMPERATURE)[:rows, :columns]) < DOUBTED
+    return _stability(_vote(candidates, agreements, config, in_box=False)[:rows, :columns]) < DOUBTED
 
 
 def _is_echo(mask: CropMask, vote: Map) -> bool:
@@ -191,15 +190,16 @@ def _low_res_hw(view: View) -> tuple[int, int]:
     return -(-height // 4), -(-width // 4)
 
 
-def _vote(candidates: Candidates, agreements: NDArray[np.float64], config: ChooseConfig, temperature: float) -> Map:
-    """(l, l) mean of the masks' logits, weighted by the softmax of their ranks: agreement and SAM's own estimate."""
+def _vote(candidates: Candidates, agreements: NDArray[np.float64], config: ChooseConfig, *, in_box: bool) -> Map:
+    """(l, l) logits of what the masks say together, weighted by the softmax of their ranks: agreement and SAM's own
+    estimate.
+
+    In a given box the mean of their probabilities; beside a map, which has the last word, of their logits.
+    """
+    temperature, mean = (IN_BOX_TEMPERATURE, mean_probability) if in_box else (VOTE_TEMPERATURE, mean_logit)
     ranks = (agreements + config.predicted_iou * candidates.predicted_iou) / temperature
     weights = np.exp(ranks - ranks.max())
-    return np.asarray(np.tensordot(weights / weights.sum(), candidates.low_res_logits, 1), np.float32)
-
-
-def _probability(logits: Map) -> Map:
-    return np.asarray(1 / (1 + np.exp(-np.clip(logits, -20, 20))), np.float32)
+    return mean(candidates.low_res_logits, weights / weights.sum())
 
 
 def _box(mask: NDArray[np.bool_], view: View) -> tuple[float, float, float, float]:

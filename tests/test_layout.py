@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1] / "sam_inspect"
 PLAN = [
-    "errors records config",
+    "errors records config logits",
     "images tiles masks recipe exports weights plugins files progress",
     "networks lines",
     "localize prompt segment mirror choose judge",
