@@ -309,8 +309,9 @@ def test_a_cache_that_cannot_be_written(
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("SAM_INSPECT_CACHE", str(tmp_path / "file"))
     server.files["/tiny.pt"] = data
-    with pytest.raises(OutputError, match="cannot be written"):
-        fetch_weights(tiny)
+    for use in (lambda: fetch_weights(tiny), lambda: load_weights("tiny"), states):
+        with pytest.raises(OutputError, match="is a file where the cache should be; set SAM_INSPECT_CACHE to a folder"):
+            use()
 
 
 def test_progress_counts_blocks(server: Server, tiny: KnownWeights, data: bytes) -> None:

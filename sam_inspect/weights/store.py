@@ -75,11 +75,14 @@ class WeightsState:
 
 
 def cache_folder() -> Path:
-    """`$SAM_INSPECT_CACHE`, else the platform's cache folder of the user."""
+    """`$SAM_INSPECT_CACHE`, else the platform's cache folder of the user. Raises OutputError: there is a file."""
     from platformdirs import user_cache_path
 
     given = os.environ.get("SAM_INSPECT_CACHE")
-    return Path(given).expanduser() if given else user_cache_path("sam_inspect", appauthor=False)
+    folder = Path(given).expanduser() if given else user_cache_path("sam_inspect", appauthor=False)
+    if folder.is_file():
+        raise OutputError(f"{folder}: is a file where the cache should be", "set SAM_INSPECT_CACHE to a folder")
+    return folder
 
 
 def weights_folder() -> Path:
