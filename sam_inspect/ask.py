@@ -98,8 +98,7 @@ def _answers(
         segmenter.decode(side, [mirror.prompt(prompt, hw) for prompt in prompts])
         for mirror, side in zip(MIRRORS, sides, strict=False)
     ]
-    in_box = localization.anomaly_map is None
-    together = [mean_of(each, in_box=in_box) for each in zip(*answers, strict=True)]
+    together = [mean_of(each) for each in zip(*answers, strict=True)]
     return [_finest(answer) if localization.asked(answer.prompt).thin else answer for answer in together]
 
 

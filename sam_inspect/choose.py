@@ -33,7 +33,7 @@ from sam_inspect.masks import (
 )
 from sam_inspect.records import Box, Candidates, CropMask, Localization, Outline, Region, View
 
-VOTE_TEMPERATURE, IN_BOX_TEMPERATURE = 0.1, 0.04  # How a mask fits a given box says more than how it agrees with a map.
+VOTE_TEMPERATURE, IN_BOX_TEMPERATURE = 0.1, 0.05  # How a mask fits a given box says more than how it agrees with a map.
 RANKED_PX = 64
 SIGMAS = 0.7  # of the Gaussian that the map's blur is taken for, in widths of a point on the map
 LEAST_PROBABILITY = 0.01

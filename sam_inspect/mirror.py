@@ -13,7 +13,6 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sam_inspect.logits import mean_logit, mean_probability
 from sam_inspect.records import Candidates, Prompt, View
 
 Side = TypeVar("Side", int, float)
@@ -64,23 +63,19 @@ AS_IT_IS = Mirror(1, 1)
 MIRRORS = (AS_IT_IS, Mirror(-1, 1), Mirror(1, -1), Mirror(-1, -1))
 
 
-def mean_of(answers: Sequence[Candidates], *, in_box: bool) -> Candidates:
+def mean_of(answers: Sequence[Candidates]) -> Candidates:
     """The first answer, with the mean of all masks.
 
     Args:
         answers: to the same question in the first so many of `MIRRORS`.
-        in_box: asked about a given box, where the mean is that of probabilities, as in the vote of `choose`.
     """
     first, *others = answers
     if not others:
         return first
     rows, columns = (-(-side // 4) for side in first.view.input_hw)  # Beyond is padding, below and to the right.
-    seen = [
-        answer.low_res_logits[:, :rows, :columns][:, :: mirror.down, :: mirror.across]
-        for mirror, answer in zip(MIRRORS, answers, strict=False)
-    ]
     logits = first.low_res_logits.copy()
-    mean = mean_probability if in_box else mean_logit
-    logits[:, :rows, :columns] = mean(np.stack(seen), [1 / len(seen)] * len(seen))
+    for mirror, answer in zip(MIRRORS[1:], others, strict=False):
+        logits[:, :rows, :columns] += answer.low_res_logits[:, :rows, :columns][:, :: mirror.down, :: mirror.across]
+    logits[:, :rows, :columns] /= len(answers)
     estimates = np.mean([answer.predicted_iou for answer in answers], axis=0)
     return replace(first, low_res_logits=logits, predicted_iou=np.asarray(estimates, np.float32))
