@@ -19,9 +19,11 @@ def numbers(figures: dict[str, Any], path: str = "") -> dict[str, float]:
     """Each of them by where it stands, without the seconds."""
     found: dict[str, float] = {}
     for key, value in figures.items():
-        if isinstance(value, dict) and key != "seconds":
+        if key == "seconds":
+            continue
+        if isinstance(value, dict):
             found |= numbers(value, f"{path}/{key}")
-        elif key != "seconds":
+        else:
             found[f"{path}/{key}"] = value
     return found
 

@@ -59,7 +59,7 @@ export async function listen(tell, linked, last) {
           const fields = Object.fromEntries(event.split("\n").map((line) => line.split(/: (.*)/s, 2)));
           if (!fields.data) continue;
           last = fields.id ?? last;
-          tell[fields.event](JSON.parse(fields.data));
+          tell[fields.event]?.(JSON.parse(fields.data));
         }
       }
     } catch {
