@@ -191,10 +191,9 @@ def _low_res_hw(view: View) -> tuple[int, int]:
 
 
 def _vote(candidates: Candidates, agreements: NDArray[np.float64], config: ChooseConfig, *, in_box: bool) -> Map:
-    """(l, l) logits of what the masks say together, weighted by the softmax of their ranks: agreement and SAM's own
-    estimate.
+    """(l, l) logits of the masks' mean, weighted by the softmax of their ranks: agreement and SAM's own estimate.
 
-    In a given box the mean of their probabilities; beside a map, which has the last word, of their logits.
+    In a given box it is the mean of probabilities; beside a map, which has the last word, that of logits.
     """
     temperature, mean = (IN_BOX_TEMPERATURE, mean_probability) if in_box else (VOTE_TEMPERATURE, mean_logit)
     ranks = (agreements + config.predicted_iou * candidates.predicted_iou) / temperature

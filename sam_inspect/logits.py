@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,17 +14,17 @@ def probability(logits: Map) -> Map:
     return np.asarray(1 / (1 + np.exp(-np.clip(logits, -SUREST, SUREST))), np.float32)
 
 
-def mean_logit(masks: Map, weights: Sequence[float] | NDArray[np.floating]) -> Map:
+def mean_logit(masks: Map, weights: NDArray[np.floating]) -> Map:
     """The weighted mean of logits: a mask that is sure outvotes several that are not.
 
     Args:
         masks: (n, ...) float32 logits.
         weights: (n,), together 1.
     """
-    return np.asarray(np.tensordot(np.asarray(weights, np.float32), masks, 1), np.float32)
+    return np.asarray(np.tensordot(weights.astype(np.float32), masks, 1), np.float32)
 
 
-def mean_probability(masks: Map, weights: Sequence[float] | NDArray[np.floating]) -> Map:
+def mean_probability(masks: Map, weights: NDArray[np.floating]) -> Map:
     """The logit of the weighted mean of probabilities: what most of the masks hold for the defect is above 0.
 
     Args:

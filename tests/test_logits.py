@@ -31,5 +31,6 @@ def test_the_mean_of_probabilities_is_theirs(masks: NDArray[np.float32], weights
 
 def test_one_mask_that_is_sure_does_not_outvote_two_that_are_not() -> None:
     masks = np.array([12, -2, -2], np.float32)[:, None, None]
-    assert mean_logit(masks, [1 / 3] * 3)[0, 0] > 0
-    assert mean_probability(masks, [1 / 3] * 3)[0, 0] < 0
+    alike = np.full(3, 1 / 3)
+    assert mean_logit(masks, alike)[0, 0] > 0
+    assert mean_probability(masks, alike)[0, 0] < 0
