@@ -169,13 +169,13 @@ def inspect_folder(
     if images and not names:
         raise UsageError(f"{out}: every image is one that was drawn there", "name the pictures that were inspected")
     with ResultsLog(out) as results:
-        for problem in results.problems:
-            log.warning(problem)
         pictures = PictureWriter(out, save, results.names(names))
         run = _Run(inspector, results, pictures, _settings(inspector))
         todo = [name for name in names if not run.is_done(name)]
         run.inspect(todo, jobs, progress)
         inspections = results.finish(names)
+        for problem in results.problems:
+            log.warning(problem)
     page = conclude(inspector, inspections, pictures, save)
     verdicts = Counter(inspection.verdict for inspection in inspections)
     counts = (verdicts["pass"], verdicts["fail"], verdicts["error"])

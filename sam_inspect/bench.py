@@ -29,7 +29,7 @@ from sam_inspect.errors import SamInspectError, UsageError
 from sam_inspect.images import find_images
 from sam_inspect.masks import from_rle, union
 from sam_inspect.metrics import mask_iou
-from sam_inspect.networks.graphs import ON, PACKAGES, Runtime, installed, usable
+from sam_inspect.networks.graphs import ON, PACKAGES, Runtime, cores, installed, usable
 from sam_inspect.networks.loaded import load_sam
 from sam_inspect.networks.runtime import Running, run, running_on
 from sam_inspect.progress import Progress
@@ -211,9 +211,8 @@ def processor() -> str:
 
 def parse_threads(text: str) -> list[int]:
     """`1,2` as numbers; all cores that this process may use for an empty text. Raises UsageError."""
-    every = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        counts = [int(part) for part in text.split(",")] if text else [every]
+        counts = [int(part) for part in text.split(",")] if text else [cores()]
     except ValueError:
         counts = [0]
     if min(counts) < 1:

@@ -26,6 +26,7 @@ from sam_inspect.networks.mask_decoder import decode_each
 from sam_inspect.networks.runtime import Free, exported
 from sam_inspect.networks.sam import NATIVE_PX, PIXEL_MEAN, PIXEL_STD, STRIDE, SamNetwork
 from sam_inspect.pipeline import Inspector
+from sam_inspect.plugins import not_installed
 from sam_inspect.recipe import RECIPE
 from sam_inspect.segment.sam import Sam
 
@@ -47,11 +48,12 @@ def export(recipe: Path, out: Path, form: Format = "onnx", original_hw: tuple[in
 
     Raises:
         UsageError: the size of the images is not known.
-        ConfigError: its localizer or segmenter has no graph, its images are cut into tiles, or OpenVINO is absent.
+        ConfigError: its localizer or segmenter has no graph, or its images are cut into tiles.
+        ExtraMissing: OpenVINO is not installed.
         RecipeError, WeightsError, OutputError.
     """
     if form == "openvino" and not installed("openvino"):
-        raise ConfigError("--format openvino: it is not installed", "install sam-inspect[openvino]")
+        raise not_installed("--format openvino: OpenVINO", "openvino")
     if is_export(recipe):
         raise UsageError(f"{recipe}: is an export already", "give the recipe itself")
     if (out / RECIPE).is_file():
@@ -84,7 +86,7 @@ def export(recipe: Path, out: Path, form: Format = "onnx", original_hw: tuple[in
 def parse_size(text: str) -> tuple[int, int]:
     """`900x600`, width by height, as (600, 900). Raises UsageError."""
     width, _, height = text.partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise UsageError(f"--size {text}: is no size", "give width and height in pixels, such as 900x600")
     return int(height), int(width)
 

@@ -68,6 +68,8 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
             _sync(part)
 
     write_atomically(path, write)
+    if durable and os.name == "posix":
+        _sync(path.parent)  # its new name
 
 
 def write_text(path: Path, text: str) -> None:
@@ -94,5 +96,9 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    """A file's bytes, or the names in a folder, onto the disk itself."""
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -30,15 +30,11 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from sam_inspect.errors import ImageError, SamInspectError, UsageError
-from sam_inspect.tiles import TilePlan, blend_tiles, plan_tiles
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
-    "TilePlan",
-    "blend_tiles",
     "find_images",
-    "plan_tiles",
     "read_image",
     "read_size",
     "scaled",

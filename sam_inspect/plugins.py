@@ -21,7 +21,8 @@ Kind = Literal["localizers", "segmenters", "outputs"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _IN_TORCH = ("torch", "torchvision", "timm", "segment_anything", "sklearn", "onnx")
 EXTRA_OF = dict.fromkeys(_IN_TORCH, "torch") | {"anomalib": "anomalib", "onnxruntime": "onnx", "openvino": "openvino"}
-EXTRA_OF |= dict.fromkeys(("alembic", "fastapi", "paho", "prometheus_client", "sqlalchemy", "uvicorn"), "serve")
+_IN_SERVE = ("alembic", "fastapi", "paho", "prometheus_client", "sqlalchemy", "uvicorn")
+EXTRA_OF |= dict.fromkeys(_IN_SERVE, "serve") | {"psycopg": "postgres", "nncf": "int8"}
 """The extra of sam_inspect that brings a module."""
 
 
@@ -106,7 +107,12 @@ def missing_extra(error: ModuleNotFoundError) -> ExtraMissing | None:
     module = (error.name or "").partition(".")[0]
     if module not in EXTRA_OF:
         return None
-    return ExtraMissing(f"{module} is not installed", f"pip install 'sam-inspect[{EXTRA_OF[module]}]'")
+    return not_installed(module, EXTRA_OF[module])
+
+
+def not_installed(what: str, extra: str) -> ExtraMissing:
+    """The error that says so, and which extra of sam_inspect brings it."""
+    return ExtraMissing(f"{what} is not installed", f"pip install 'sam-inspect[{extra}]'")
 
 
 def _status(kind: Kind, point: EntryPoint) -> PluginStatus:

@@ -73,6 +73,7 @@ def _parts(rise: Map, low: float, threshold: float, grow: float, summit_px: floa
     """The outlines of the regions of one window, the highest first."""
     # Resampling may shave a lone cell's peak; the window was cut for what rises, so its highest pixel always counts.
     highest = float(rise.max())
+    low = min(low, np.nextafter(highest, -np.inf))
     least = min(max(threshold, grow * highest), np.nextafter(highest, -np.inf))
     # A region begins where the map has a peak of its own: the slope about another region's peak begins none.
     reach = 2 * math.ceil(summit_px) + 1
@@ -206,14 +207,16 @@ def _prompt(region: Region, index: int, part: int | None = None) -> Prompt:
 def square_view(box: Box, original_hw: tuple[int, int], context: float, least_px: int) -> Box:
     """A square about the box, moved inside the image; cut where the image is smaller than it."""
     x0, y0, x1, y1 = box
-    side = max(round(context * max(x1 - x0, y1 - y0)), least_px)
-    spans = []
-    for centre, whole in (((x0 + x1) / 2, original_hw[1]), ((y0 + y1) / 2, original_hw[0])):
-        length = min(side, whole)
-        start = min(max(0, round(centre - length / 2)), whole - length)
-        spans.append((start, start + length))
-    (left, right), (top, bottom) = spans
-    return left, top, right, bottom
+    side = max(context * max(x1 - x0, y1 - y0), least_px)
+    return square_about((x0 + x1) / 2, (y0 + y1) / 2, side, original_hw)
+
+
+def square_about(x: float, y: float, side: float, original_hw: Sequence[int]) -> Box:
+    """The same about a point."""
+    height, width = original_hw
+    w, h = min(round(side), width), min(round(side), height)
+    left, top = min(max(0, round(x - w / 2)), width - w), min(max(0, round(y - h / 2)), height - h)
+    return left, top, left + w, top + h
 
 
 def _shared(

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.datasets import GOOD, evenly, good_images, test_samples
-from sam_inspect.errors import ConfigError, DatasetError, ImageError, UsageError
+from sam_inspect.errors import DatasetError, ImageError, UsageError
 from sam_inspect.export import Format, export, openvino_files
 from sam_inspect.exports import FACTS, Export, load_export
 from sam_inspect.files import write_bytes, write_text
@@ -34,6 +34,7 @@ from sam_inspect.images import Rgb, read_image
 from sam_inspect.masks import union
 from sam_inspect.metrics import mask_iou
 from sam_inspect.pipeline import Inspector
+from sam_inspect.plugins import EXTRA_OF, not_installed
 from sam_inspect.progress import Progress
 from sam_inspect.recipe import load_recipe
 from sam_inspect.records import View
@@ -83,7 +84,7 @@ def export_int8(recipe: Path, out: Path, form: Format, original_hw: tuple[int, i
         progress: shows how far it is.
 
     Raises:
-        ConfigError: NNCF is not installed.
+        ExtraMissing: NNCF is not installed.
         DatasetError: too few good images, or no defective ones.
         UsageError: another form is asked for; or masks change too much or none was compared: the export in f32 stays.
         RecipeError, WeightsError, OutputError.
@@ -91,7 +92,7 @@ def export_int8(recipe: Path, out: Path, form: Format, original_hw: tuple[int, i
     if form != "openvino":
         raise UsageError(f"--int8: is written for OpenVINO, not as {form}", "give --format openvino")
     if find_spec("nncf") is None:
-        raise ConfigError("--int8: NNCF is not installed", "install sam-inspect[int8]")
+        raise not_installed("--int8: NNCF", EXTRA_OF["nncf"])
     good, defective = _pictures(load_recipe(recipe).data)
     export(recipe, out, form, original_hw)
     whole = load_export(out)

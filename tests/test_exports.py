@@ -125,6 +125,13 @@ def test_a_larger_image_is_seen_in_tiles_of_the_exports_size(export: Export) -> 
     assert localizer.localize(np.zeros((120, 300, 3), np.uint8)).anomaly_map.shape == (30, 75)  # type: ignore[union-attr]
 
 
+def test_an_image_that_is_hardly_larger_than_the_exports_is_seen_to_its_edge(export: Export) -> None:
+    coarse = ExportedMap(export, lambda looks: [brightness(looks)[0].reshape(6, 5, 8, 5).mean((1, 3))])
+    image = np.zeros((120, 164, 3), np.uint8)
+    image[:, 162:] = 240
+    assert coarse.localize(image).pred_score > 0
+
+
 def test_a_smaller_image_is_refused_by_name(export: Export) -> None:
     inspector = Inspector(
         export.recipe.config,

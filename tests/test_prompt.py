@@ -140,6 +140,17 @@ def test_every_peak_above_the_threshold_lies_in_a_region(seed: int, share: float
         assert y0 <= y < y1
 
 
+@given(st.tuples(st.integers(0, 255), st.integers(0, 255)))
+def test_a_peak_of_a_map_that_is_finer_than_its_image_is_found(place: tuple[int, int]) -> None:
+    found = np.zeros((256, 256), np.float32)
+    found[place] = 1.5
+    (region,) = find_regions(found, (100, 100), 1.0, CONFIG)
+    assert region.mask is not None
+    x0, y0, x1, y1 = region.mask.box_xyxy
+    assert x0 - 1 <= place[1] * 100 / 256 < x1 + 1
+    assert y0 - 1 <= place[0] * 100 / 256 < y1 + 1
+
+
 @given(
     st.tuples(st.integers(1, 12), st.integers(1, 12)),
     st.tuples(st.integers(1, 60), st.integers(1, 60)),

@@ -17,7 +17,7 @@ from test_exports import facts
 from torch import nn
 
 from sam_inspect import quantise
-from sam_inspect.errors import ConfigError, DatasetError, UsageError
+from sam_inspect.errors import DatasetError, ExtraMissing, UsageError
 from sam_inspect.exports import Export, load_export
 from sam_inspect.networks.graphs import Runtime, graph
 from sam_inspect.networks.runtime import exported
@@ -146,7 +146,7 @@ def test_what_int8_needs_is_said_before_any_work(
     (product / "test").rename(product / "elsewhere")
     refused("test: is not there", DatasetError)
     monkeypatch.setattr(quantise, "find_spec", lambda name: None)
-    refused(r"--int8: NNCF is not installed; install sam-inspect\[int8\]", ConfigError)
+    refused(r"--int8: NNCF is not installed; pip install 'sam-inspect\[int8\]'", ExtraMissing)
 
 
 def test_a_broken_good_image_is_said_and_left_out(product: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_inspect import bench
-from sam_inspect.errors import ConfigError, RecipeError, SamInspectError, UsageError
+from sam_inspect.errors import ConfigError, ExtraMissing, RecipeError, SamInspectError, UsageError
 from sam_inspect.networks import fastest, recorded, runtime, sam
 from sam_inspect.networks.backbone import SamTrunk, build_backbone
 from sam_inspect.networks.graphs import PACKAGES, Runtime
@@ -268,7 +268,7 @@ def test_what_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch, caplog: pytes
     with pytest.raises(ConfigError, match="onnx: knows no bf16"):
         fastest.pick_runtime("onnx", "bf16", "cpu", None)
     monkeypatch.setitem(PACKAGES, "openvino", "no_such_package")
-    with pytest.raises(ConfigError, match=r"openvino: is not installed; install sam-inspect\[openvino\]"):
+    with pytest.raises(ExtraMissing, match=r"openvino is not installed; pip install 'sam-inspect\[openvino\]'"):
         fastest.pick_runtime("openvino", "auto", "cpu", None)
 
 

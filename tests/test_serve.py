@@ -18,7 +18,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -51,6 +51,7 @@ from sam_inspect.errors import (
     UsageError,
 )
 from sam_inspect.masks import from_full, from_rle
+from sam_inspect.pipeline import Inspector
 from sam_inspect.records import Candidates, Defect, Inspection, Prompt, View
 from sam_inspect.serve import outputs as outputs_module
 from sam_inspect.serve import watch
@@ -61,9 +62,10 @@ from sam_inspect.serve.keys import KeyRing, add_key, read_keys, remove_key
 from sam_inspect.serve.labels import write_labels
 from sam_inspect.serve.messages import ClickMessage, Fields, Rle
 from sam_inspect.serve.outputs import JsonLines, Mqtt, Outbox, Webhook, output_of, read_outputs, without_user
+from sam_inspect.serve.shelf import Loaded
 from sam_inspect.serve.store import Arrival, Filter, Store, record
 from sam_inspect.serve.tables import Base, InspectionRow
-from sam_inspect.serve.watch import folder_shots
+from sam_inspect.serve.watch import Shot, folder_shots, inspect_shots
 from sam_inspect.serve.work import Kind, Task, WorkQueue
 
 HW = (20, 30)
@@ -157,6 +159,26 @@ def test_what_comes_together_is_worked_on_together_and_one_that_fails_spoils_no_
         queue.close()
         queue.join(5)
         assert queue.depth == 0
+
+    asyncio.run(story())
+
+
+def test_who_shares_a_batch_with_what_fails_before_the_first_answer_is_answered_all_the_same() -> None:
+    """As heatmaps, which are all drawn before the first verdict."""
+
+    async def story() -> None:
+        queue, go, kind = WorkQueue(9), threading.Event(), Kind("a", 3)
+        halves = lambda founds: iter([1 / found for found in founds])  # noqa: E731
+        first = queue.submit(task(lambda: None, lambda _: go.wait(10)))
+        jobs = [queue.submit(Task(lambda found=found: found, halves, lambda _: kind)) for found in (1, 2, 0)]
+        while len(queue._read) < 3:
+            await asyncio.sleep(0.01)
+        go.set()
+        await first.answer
+        *answers, failed = await asyncio.gather(*(job.answer for job in jobs), return_exceptions=True)
+        assert answers == [1, 0.5]
+        assert isinstance(failed, ZeroDivisionError)
+        queue.close()
 
     asyncio.run(story())
 
@@ -467,6 +489,12 @@ def test_a_file_that_cannot_be_there_is_refused_at_once(tmp_path: Path) -> None:
             output_of(str(path))
 
 
+def test_a_brokers_password_may_hold_what_an_address_may_not() -> None:
+    _, output = output_of("mqtt://line%201:p%40ss%2Fword@broker/x")
+    assert isinstance(output, Mqtt)
+    assert (output.args.username, output.args.password) == ("line 1", "p@ss/word")
+
+
 def test_two_outputs_have_two_names() -> None:
     long = "/" + "very-long-" * 12
     words = [
@@ -682,6 +710,7 @@ def test_a_file_of_outputs(tmp_path: Path) -> None:
         ("outputs: [{name: webhook, args: {url: 'ftp://x'}}]", "url"),
         ("outputs: [{name: jsonl, args: {file: a}}, {name: jsonl, args: {file: b}}]", "two outputs are called jsonl"),
         ("output: []", "did you mean 'outputs'"),
+        (f"outputs: [{{name: jsonl, as: {101 * 'x'}, args: {{file: a}}}}]", "at most 100 characters"),
         ("outputs: [{name: jsonl, ass: b, args: {file: a}}]", "did you mean 'as'"),
     ):
         file.write_text(text)
@@ -748,6 +777,7 @@ def test_keys_are_hashes_and_a_removed_one_is_refused_at_once(tmp_path: Path) ->
     file.write_text("[]")
     with pytest.raises(UsageError, match="holds no keys"):
         read_keys(file)
+    assert ring.owner(secrets[1]) is None, "whoever asks is told nothing of the file"
 
 
 def test_which_addresses_nobody_else_reaches() -> None:
@@ -852,6 +882,24 @@ def test_masks_from_outside_do_not_hold_the_whole_frame() -> None:
     ):
         assert mask is not None
         assert (mask.pixels.base if mask.pixels.base is not None else mask.pixels).size == 400
+
+
+def test_what_another_watcher_has_kept_meanwhile_is_passed_over(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them on one folder."""
+    looked = []
+
+    def answered(recipe: str, key: str) -> InspectionRow | None:
+        looked.append(key)
+        return None
+
+    store.save(inspection(), b"a", ".png", arrival(idempotency_key="a"), ())
+    monkeypatch.setattr(store, "answered", answered)
+    monkeypatch.setattr(watch, "_inspected", lambda *_: inspection())
+    loaded = Loaded("part", "v", cast(Inspector, None), datetime.now(UTC))
+    shots = [Shot(f"{key}.png", key.encode(), ".png", key, datetime.now(UTC)) for key in ("a", "b")]
+    assert inspect_shots(iter(shots), loaded, store, Outbox(store, {}), None, threading.Event()) == 1
+    assert looked == ["a", "b"]
+    assert len(store.page(Filter(), 9)) == 2
 
 
 def test_a_share_that_is_away_for_a_while_is_watched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

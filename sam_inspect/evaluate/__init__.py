@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sam_inspect.batch import conclude
+from sam_inspect.batch import DEFAULT_SAVE, conclude
 from sam_inspect.datasets import Sample, check_ground_truth, groups_of, test_samples
 from sam_inspect.errors import DatasetError, UsageError
 from sam_inspect.evaluate.columns import COLUMNS, Case, case_of, score_boxes, score_heatmap, score_inspection
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "as_tables", "evaluate"]
 
-SAVE = frozenset({"results", "overlays", "masks", "report"})
 FIGURES = "figures.json"
 log = logging.getLogger(__name__)
 
@@ -150,7 +149,7 @@ class _OutFolder:
         self.out = out
         self.results = results
         self.images = images
-        self.pictures = PictureWriter(out, SAVE, results.names(images))
+        self.pictures = PictureWriter(out, DEFAULT_SAVE, results.names(images))
 
     def keep(self, image: Rgb | None, inspection: Inspection) -> None:
         """Results and pictures of one image; None for one that could not be read."""
@@ -161,4 +160,4 @@ class _OutFolder:
         """The files that are about all images together."""
         inspections = self.results.finish(self.images)
         write_text(self.out / FIGURES, json.dumps(figures, indent=2) + "\n")
-        conclude(inspector, inspections, self.pictures, SAVE, title="Evaluation report", metrics=figures)
+        conclude(inspector, inspections, self.pictures, DEFAULT_SAVE, title="Evaluation report", metrics=figures)

@@ -165,7 +165,9 @@ def oracle_threshold(cases: Sequence[Case], threshold: float) -> float:
     coarse = np.unique(np.quantile(values, 1 - np.geomspace(RAREST, 1, CANDIDATES)).astype(np.float32))
     best = int(np.argmax(_mean_ious(outlined, coarse)))
     low, high = coarse[max(best - 1, 0)], coarse[min(best + 1, len(coarse) - 1)]
-    fine = np.append(np.linspace(low, high, CANDIDATES, dtype=np.float32), np.float32(threshold))
+    fine = np.append(
+        np.linspace(low, high, CANDIDATES, dtype=np.float32), np.array([coarse[best], threshold], np.float32)
+    )
     return float(fine[np.argmax(_mean_ious(outlined, fine))])
 
 

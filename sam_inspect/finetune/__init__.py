@@ -230,7 +230,7 @@ def first_good(data: Path) -> Rgb | None:
 
 
 def good_parts(data: Path) -> Iterator[tuple[str, Rgb]]:
-    """Good parts evenly over the folder, each read when it is asked for; none where there is none."""
+    """Good parts, every so-many-th of the folder, each read when it is asked for; none where there is none."""
     try:
         files = good_images(data)
     except DatasetError:

@@ -84,8 +84,7 @@ def fit_decoder(
     Raises:
         OutputError: the checkpoint cannot be written, or the disk is full.
     """
-    fit, marks = _Fit(network, settings), marks_of(settings)
-    trained = fit.resumed(checkpoint) if checkpoint is not None else Trained({})
+    (fit, trained), marks = _begun(network, settings, checkpoint), marks_of(settings)
     saved = time.monotonic()
     left = range(len(trained.losses), stop or settings.steps)
     for step in progress(left, description, len(left)):
@@ -218,20 +217,25 @@ class _Fit:
         torch.save(state, buffer)
         write_bytes(path, buffer.getvalue())
 
-    def resumed(self, path: Path) -> Trained:
-        """What an interrupted fit had done; nothing where there is none, or its file is cut."""
-        if not path.exists():
-            return Trained({})
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            self.decoder.load_state_dict(state["decoder"])
-            if self.encoder is not None:
-                self.encoder.load_state_dict(state["encoder"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except Exception as error:  # a cut zip raises anything
-            log.warning(f"{path}: cannot be read ({type(error).__name__}); this fit begins anew")
-            return Trained({})
+    def load(self, path: Path) -> Trained:
+        """Goes on where a saved fit was, which may raise anything; what that had done."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.decoder.load_state_dict(state["decoder"])
+        if self.encoder is not None:
+            self.encoder.load_state_dict(state["encoder"])
+        self.optimizer.load_state_dict(state["optimizer"])
         return Trained(state["snapshots"], state["losses"])
+
+
+def _begun(network: SamNetwork, settings: Settings, checkpoint: Path | None) -> tuple[_Fit, Trained]:
+    """A fit as far as an interrupted one had come, and what that had done; a new one where there is none to go on."""
+    if checkpoint is not None and checkpoint.exists():
+        fit = _Fit(network, settings)
+        try:
+            return fit, fit.load(checkpoint)
+        except Exception as error:  # a cut zip raises anything
+            log.warning(f"{checkpoint}: cannot be read ({type(error).__name__}); this fit begins anew")
+    return _Fit(network, settings), Trained({})
 
 
 def rate(step: int, settings: Settings) -> float:

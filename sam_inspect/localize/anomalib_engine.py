@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from sam_inspect.errors import ConfigError, WeightsError
 from sam_inspect.networks.backbone import TIMM_NAMES
+from sam_inspect.plugins import not_installed
 from sam_inspect.progress import Progress
 from sam_inspect.weights import load_weights
 
@@ -56,7 +57,8 @@ def build(name: str, args: Mapping[str, Any], size_px: int | None, found: Weight
         seed: of what begins at random.
 
     Raises:
-        ConfigError: anomalib is not installed, or knows no such model or argument.
+        ConfigError: anomalib knows no such model or argument.
+        ExtraMissing: it is not installed.
         WeightsError: it wants weights that are neither known here nor reachable.
     """
     model_class = _class_of(name)
@@ -90,7 +92,8 @@ def read_checkpoint(name: str, file: Path, trust: bool = False) -> tuple[dict[st
         trust: load it even if that can run code that is in it, which every torch export needs.
 
     Raises:
-        ConfigError: anomalib is not installed, or knows no such model.
+        ConfigError: anomalib knows no such model.
+        ExtraMissing: it is not installed.
         WeightsError: it cannot be read, is of another model, or holds more than tensors and plain data.
     """
     model_class = _class_of(name)
@@ -193,7 +196,7 @@ def _class_of(name: str) -> Any:
     try:
         import anomalib.models
     except ImportError:
-        raise ConfigError("localizer anomalib: anomalib is not installed", "install sam-inspect[anomalib]") from None
+        raise not_installed("localizer anomalib: anomalib", "anomalib") from None
     classes = anomalib.models.components.AnomalibModule.__subclasses__()
     known = {model_class.__name__.lower(): model_class for model_class in classes}
     wanted = one_spelling(name)

@@ -23,6 +23,7 @@ from sam_inspect.images import read_image
 from sam_inspect.localize import Fit
 from sam_inspect.localize.drawn_maps import UNPLACED, Map, Place, fit_of, located, maps_of, measured
 from sam_inspect.networks.graphs import onnx_session, openvino_compiled
+from sam_inspect.plugins import EXTRA_OF, not_installed
 from sam_inspect.progress import Progress
 from sam_inspect.records import Localization
 
@@ -163,13 +164,12 @@ def _warn_of_cut(maps: Sequence[Map], file: str) -> None:
 
 
 def _graph(files: Mapping[str, bytes], source: str) -> Graph:
-    """Raises ConfigError where its runtime is not installed, WeightsError where it cannot be run."""
+    """Raises ExtraMissing where its runtime is not installed, WeightsError where it cannot be run."""
     kind, package = (OnnxGraph, "onnxruntime") if "onnx" in files else (OpenVinoGraph, "openvino")
     try:
         return kind(files)
     except ImportError:
-        extra = {"onnxruntime": "onnx"}.get(package, package)
-        raise ConfigError(f"{source}: {package} is not installed", f"install sam-inspect[{extra}]") from None
+        raise not_installed(f"{source}: {package}", EXTRA_OF[package]) from None
     except KeyError as error:
         raise WeightsError(f"{source}: has no {error}", AGAIN) from None
     except Exception as error:  # whatever a runtime raises for a graph that it does not take

@@ -46,8 +46,8 @@ class ExportedMap:
         (height, width), (own_h, own_w) = image.shape[:2], self.original_hw
         first = self._map(image[:own_h, :own_w])
         rows, columns = first.shape
-        down = max(rows, round(height * rows / own_h))
-        across = max(columns, round(width * columns / own_w))
+        down = max(rows, -(-height * rows // own_h))
+        across = max(columns, -(-width * columns // own_w))
         ys, xs = (spread(whole, tile, 1.0, OVERLAP)[1] for whole, tile in ((down, rows), (across, columns)))
         plan = TilePlan((down, across), (rows, columns), tuple(product(ys, xs)))
         rest = [

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sam_inspect.config import Section, validated
 from sam_inspect.errors import DatasetError, RecipeError, WeightsError
-from sam_inspect.images import blend_tiles, read_image, read_size
+from sam_inspect.images import read_image, read_size
 from sam_inspect.localize import Fit
 from sam_inspect.localize.looks import SURE, high_as_powers, mean_of, rare_peak, score_of
 from sam_inspect.localize.memory import LayerMemory, Map, smooth
@@ -33,7 +33,7 @@ from sam_inspect.localize.planted import measure_offsets, moved_back
 from sam_inspect.networks.loaded import load_backbone
 from sam_inspect.progress import Progress
 from sam_inspect.records import Localization
-from sam_inspect.tiles import TilePlan
+from sam_inspect.tiles import TilePlan, blend_tiles
 
 log = logging.getLogger(__name__)
 

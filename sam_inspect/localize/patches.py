@@ -14,9 +14,10 @@ from pydantic import Field
 from torch import Tensor
 
 from sam_inspect.config import Section
-from sam_inspect.images import TilePlan, plan_tiles, scaled
+from sam_inspect.images import scaled
 from sam_inspect.networks.backbone import Backbone
 from sam_inspect.networks.runtime import at_once, batches_of
+from sam_inspect.tiles import TilePlan, plan_tiles
 
 LONGEST_SHRUNK_PX = 1024
 MOST_ENLARGED = 2.0

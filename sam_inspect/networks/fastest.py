@@ -38,7 +38,7 @@ def pick_runtime(name: str, precision: str, device: str, encoder: nn.Module | No
 
     Raises:
         UsageError: what is asked for does not run on that device.
-        ConfigError: it is not installed.
+        ExtraMissing: it is not installed.
     """
     exact: Precision = "bf16" if precision == "bf16" else "f32"
     named = _named(name, exact, device) if name != "auto" else None

@@ -15,6 +15,7 @@ import psutil
 from numpy.typing import NDArray
 
 from sam_inspect.errors import ConfigError
+from sam_inspect.plugins import not_installed
 from sam_inspect.weights import cache_folder
 
 RuntimeName = Literal["torch", "openvino", "onnx", "compiled"]
@@ -47,11 +48,11 @@ TORCH = Runtime()
 
 
 def check(runtime: Runtime) -> None:
-    """Raises ConfigError where it is not known or installed, or does not know the precision."""
+    """Raises ConfigError: it is not known, or does not know the precision; ExtraMissing: it is not installed."""
     if runtime.name not in PACKAGES:
         raise ConfigError(f"runtime {runtime.name}: is not known", f"name one of auto, {', '.join(PACKAGES)}")
     if not installed(runtime.name):
-        raise ConfigError(f"runtime {runtime.name}: is not installed", f"install sam-inspect[{runtime.name}]")
+        raise not_installed(f"runtime {runtime.name}", runtime.name)
     if (runtime.name, runtime.precision) == UNKNOWN_TO_CPUS:
         raise ConfigError("runtime onnx: knows no bf16 on a CPU", "name openvino or torch, or f32")
 
@@ -79,7 +80,12 @@ def threads() -> int:
     if (torch := sys.modules.get("torch")) is not None:
         return int(torch.get_num_threads())
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdecimal() and int(asked) else psutil.cpu_count(logical=False) or 1
+    return int(asked) if asked.isdecimal() and int(asked) else min(psutil.cpu_count(logical=False) or 1, cores())
+
+
+def cores() -> int:
+    """Logical ones that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def graph(source: bytes | Path, runtime: Runtime, image_hw: tuple[int, int] | None = None) -> Graph:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, Protocol
 
 from sam_inspect.networks.backbone import Backbone, SamTrunk, build_backbone
 from sam_inspect.networks.sam import SamNetwork, TinyVitEncoder, build_sam
 from sam_inspect.weights import load_weights
+
+_built: dict[tuple[str, str | None, str], tuple[str, SamNetwork]] = {}
 
 
 class BackboneSpec(Protocol):
@@ -45,12 +46,14 @@ def load_backbone(spec: BackboneSpec, device: str) -> tuple[Backbone, dict[str, 
     return backbone, {"name": spec.name, "sha256": loaded.sha256, "source": loaded.source}
 
 
-@lru_cache(maxsize=4)
 def load_sam(name: str, weights: str | None, device: str) -> tuple[SamNetwork, dict[str, str]]:
-    """The SAM `name` on `device`, and name, sha256 and source of its weights.
+    """The SAM `name` on `device`, and name, sha256 and source of its weights; built again where they were replaced.
 
     Raises:
         WeightsMissing, WeightsError.
     """
     loaded = load_weights(weights or name)
-    return build_sam(name, loaded.tensors, device), {"name": name, "sha256": loaded.sha256, "source": loaded.source}
+    asked = name, weights, device
+    if asked not in _built or _built[asked][0] != loaded.sha256:
+        _built[asked] = loaded.sha256, build_sam(name, loaded.tensors, device)
+    return _built[asked][1], {"name": name, "sha256": loaded.sha256, "source": loaded.source}

@@ -50,7 +50,8 @@ def running_on(runtime: Runtime) -> Iterator[None]:
     """Networks that are built within it run on `runtime`, and stay there.
 
     Raises:
-        ConfigError: it is not installed, or does not know the precision.
+        ConfigError: it does not know the precision.
+        ExtraMissing: it is not installed.
     """
     check(runtime)
     token = _current.set(runtime)

@@ -32,7 +32,6 @@ from sam_inspect.segment.views import batches, shown, to_input
 
 # A CPU is fastest with what its caches hold: prompts for two views of 1024 pixels or eight of 512.
 TOKENS_PER_BATCH = {"cpu": 8192, "cuda": 262_144}
-MASKS_PER_PROMPT = 4
 ENCODER = "image_encoder."
 PROMPTS_AND_TOKENS = {2: (0, 1), 3: (0,)}
 M = TypeVar("M", bound=nn.Module)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sam_inspect.config import PromptConfig
 from sam_inspect.errors import ConfigError
 from sam_inspect.masks import from_full, on_crop, on_image, work_hw
+from sam_inspect.prompt import square_about
 from sam_inspect.records import Box, Candidates, CropMask, Prompt, View
 from sam_inspect.segment import Interactive, Segmenter
 
@@ -110,7 +111,8 @@ def _view(clicks: Clicks, original_hw: Sequence[int], config: PromptConfig) -> B
     span = float((points.max(0) - points.min(0)).max())
     around_a_point = SHARE_OF_IMAGE * min(original_hw) if clicks.box is None else 0.0
     x, y = (points.max(0) + points.min(0)) / 2
-    return _square(float(x), float(y), max(config.context * span, config.least_view_px, around_a_point), original_hw)
+    side = max(config.context * span, config.least_view_px, around_a_point)
+    return square_about(float(x), float(y), side, original_hw)
 
 
 def _is_cut(box: Box, crop: Box, original_hw: Sequence[int]) -> bool:
@@ -125,15 +127,7 @@ def _is_cut(box: Box, crop: Box, original_hw: Sequence[int]) -> bool:
 def _wider(crop: Box, original_hw: Sequence[int]) -> Box:
     """The view with twice the side."""
     x0, y0, x1, y1 = crop
-    return _square((x0 + x1) / 2, (y0 + y1) / 2, 2 * max(x1 - x0, y1 - y0), original_hw)
-
-
-def _square(x: float, y: float, side: float, original_hw: Sequence[int]) -> Box:
-    """A square about a point, moved into the image and cut where it is larger."""
-    height, width = original_hw
-    w, h = min(round(side), width), min(round(side), height)
-    left, top = min(max(0, round(x - w / 2)), width - w), min(max(0, round(y - h / 2)), height - h)
-    return left, top, left + w, top + h
+    return square_about((x0 + x1) / 2, (y0 + y1) / 2, 2 * max(x1 - x0, y1 - y0), original_hw)
 
 
 def _shows(crop: Box, wanted: Box, clicks: Clicks) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import secrets
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from sam_inspect.errors import UsageError
 from sam_inspect.files import make_folder, write_text
 
 PREFIX = "sik_"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,11 @@ class KeyRing:
         except OSError:
             return []
         if (stamp := (status.st_mtime_ns, status.st_ino)) != self._stamp:
-            self._keys, self._stamp = read_keys(self.file), stamp
+            try:
+                self._keys, self._stamp = read_keys(self.file), stamp
+            except UsageError as error:
+                log.error("%s", error)  # to whoever runs it, and not to whoever asks
+                return []
         return self._keys
 
 

@@ -34,13 +34,15 @@ def write_labels(store: Store, rows: Iterable[InspectionRow], file: Path) -> int
     `defect`; one that passed and was overruled without any is left out: nothing says where its defects are.
 
     Raises:
-        OutputError: the disk is full; nothing of it stays.
+        OutputError: the disk is full; whatever goes wrong, nothing of it stays.
     """
     try:
         return _write(store, rows, file)
-    except OSError as error:
+    except BaseException as error:
         file.unlink(missing_ok=True)
-        raise OutputError(f"labels: {error.strerror}", "make room for a copy of the reviewed images") from error
+        if isinstance(error, OSError):
+            raise OutputError(f"labels: {error.strerror}", "make room for a copy of the reviewed images") from error
+        raise
 
 
 def _write(store: Store, rows: Iterable[InspectionRow], file: Path) -> int:

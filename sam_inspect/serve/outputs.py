@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import requests
 from paho.mqtt.client import Client
@@ -63,10 +63,10 @@ class Output(Protocol):
 class OutputConfig(Section):
     """An entry of the outputs file."""
 
-    name: str
+    name: str = Field(max_length=LONGEST_NAME)
     """The kind: `webhook`, `mqtt`, `jsonl`, or a plugin's."""
     args: dict[str, Any] = Field(default_factory=dict)
-    as_: str | None = Field(None, alias="as")
+    as_: str | None = Field(None, alias="as", max_length=LONGEST_NAME)
     """What the store calls it; its kind where there is one of a kind."""
 
 
@@ -118,7 +118,8 @@ def output_of(word: str) -> tuple[str, Output]:
         raise ConfigError(f"--to {without_user(word)}: {error}", "give mqtt://host:port/topic") from None
     args = {"host": where.hostname or "", "port": port, "tls": where.scheme == "mqtts"}
     args |= {"topic": where.path.lstrip("/")} if where.path.strip("/") else {}
-    args |= {"username": where.username, "password": where.password}
+    user = (("username", where.username), ("password", where.password))
+    args |= {key: unquote(value) if value else None for key, value in user}
     return _name(f"mqtt {where.hostname}:{port}{where.path}"), Mqtt.from_config(args)
 
 

@@ -31,6 +31,7 @@ from sqlalchemy.orm import Session
 
 from sam_inspect.errors import Conflict, NotFound, OutputError, ServiceError
 from sam_inspect.files import make_folder, output_errors, write_bytes
+from sam_inspect.plugins import missing_extra
 from sam_inspect.records import Inspection
 from sam_inspect.report.writers import from_json, to_json
 from sam_inspect.serve.tables import DeliveryRow, InspectionRow
@@ -400,7 +401,9 @@ def _engine(url: str) -> Engine:
         if not url.startswith("sqlite"):
             return create_engine(url, pool_pre_ping=True, json_serializer=_json)
         engine = create_engine(url, connect_args={"timeout": LOCKED_S}, json_serializer=_json)
-    except (SQLAlchemyError, ModuleNotFoundError) as error:
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) or ServiceError(f"--store: {error}", "install it") from error
+    except SQLAlchemyError as error:
         problem = f"--store: cannot be used ({' '.join(str(error).split())})"
         raise ServiceError(problem, "give SQLAlchemy's URL, such as postgresql+psycopg://user@host/name") from error
 

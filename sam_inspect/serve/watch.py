@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sam_inspect.errors import ImageError, OutputError, ServiceError, UsageError
+from sam_inspect.errors import Conflict, ImageError, OutputError, ServiceError, UsageError
 from sam_inspect.images import IMAGE_SUFFIXES
 from sam_inspect.pipeline import Inspector
 from sam_inspect.records import Inspection
@@ -193,7 +193,10 @@ def inspect_shots(
             camera=camera,
             idempotency_key=shot.key,
         )
-        _patiently(partial(store.save, inspection, shot.image, shot.suffix, arrival, outbox.names), stop)
+        try:
+            _patiently(partial(store.save, inspection, shot.image, shot.suffix, arrival, outbox.names), stop)
+        except Conflict:
+            continue  # kept already: by another process, or by a commit whose answer was lost
         outbox.wake()
         kept += 1
         score = "" if inspection.score is None else f", score {inspection.score:.3f}"
@@ -210,11 +213,13 @@ def _inspected(inspector: Inspector, shot: Shot) -> Inspection:
 
 
 def _patiently(work: Callable[[], T], stop: threading.Event) -> T:
-    """What the store answers, however long it does not."""
+    """What the store answers, however long it does not. Raises Conflict, which no waiting mends."""
     pause = 0.5
     while True:
         try:
             return work()
+        except Conflict:
+            raise
         except (OutputError, ServiceError) as error:
             if stop.is_set():
                 raise

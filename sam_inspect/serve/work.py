@@ -222,7 +222,7 @@ class WorkQueue:
         return reads
 
     def _second_step(self, reads: Sequence[_Read]) -> None:
-        """Answers each, one after another; where one fails, those after it are begun anew."""
+        """Answers each in turn; where one fails, those after it are begun anew; where the first does, each alone."""
         if not reads:
             return
         done = 0
@@ -234,6 +234,10 @@ class WorkQueue:
         except BaseException as error:  # whatever it is, the thread goes on
             if done == len(reads):
                 log.error("work went wrong after its last answer: %s: %s", type(error).__name__, error)
+                return
+            if not done and len(reads) > 1:  # it may be another's fault
+                for read in reads:
+                    self._second_step([read])
                 return
             reads[done].job.settle(None, error)
             self._second_step(reads[done + 1 :])
