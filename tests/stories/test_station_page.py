@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import requests
 from PIL import Image
+from pycocotools import mask as rle
 
 from sam_inspect.datasets import test_samples as read_samples
 
@@ -205,6 +207,27 @@ def test_what_the_line_sends_while_the_list_is_read_is_not_lost(page: Any, servi
     page.evaluate("document.body.dataset.go = 'yes'")
     page.wait_for_timeout(300)
     assert page.locator("#list b:text('meanwhile')").count() == 1
+
+
+COLOURED = """async (mask) => {
+  const { coloured } = await import("./page/masks.js");
+  const { x, y, width, height, area, paint } = coloured(mask, [1, 2, 3]);
+  const { data } = paint.getContext("2d").getImageData(0, 0, width, height);
+  return { x, y, width, height, area, on: [...data].filter((_, place) => place % 4 === 3).map((alpha) => alpha > 0) };
+}"""
+
+
+@pytest.mark.parametrize("place", [np.s_[3:9, 5:6], np.s_[:, 8:30], np.s_[2:3, 4:40], np.s_[0:0, 0:0], np.s_[:, :]])
+def test_a_mask_is_painted_where_it_is_and_takes_no_more_room_than_its_box(page: Any, place: Any) -> None:
+    mask = np.zeros((20, 40), np.uint8)
+    mask[place] = np.random.default_rng(0).random(mask[place].shape) < 0.7
+    packed = rle.encode(np.asfortranarray(mask))
+    found = page.evaluate(COLOURED, {"size": packed["size"], "counts": packed["counts"].decode()})
+    x, y, width, height = cv2.boundingRect(mask)
+    assert found["area"] == mask.sum()
+    assert (found["width"], found["height"]) == (max(width, 1), max(height, 1))
+    assert found["on"] == mask[y : y + max(height, 1), x : x + max(width, 1)].astype(bool).ravel().tolist()
+    assert (found["x"], found["y"]) == (x, y)
 
 
 def test_dark_and_narrow(page: Any, good: Path) -> None:

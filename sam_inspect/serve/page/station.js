@@ -1,7 +1,7 @@
 // The page of a station: a list of inspections, one of them large, and what a person says of it.
 
 import { ask, json, listen, picture, send } from "./service.js";
-import { decode, painted } from "./masks.js";
+import { coloured } from "./masks.js";
 
 const COLOURS = [[255, 59, 107], [64, 156, 255], [255, 176, 32], [76, 201, 140], [190, 120, 255]];
 const NEW = [0, 229, 255];
@@ -12,7 +12,7 @@ const canvas = at("canvas");
 /** What the page shows: nothing of it is kept elsewhere. */
 const state = {
   rows: [], next: null, current: null, // of the list; the inspection that is shown, whole
-  image: null, heat: null, masks: [], changed: false, // of the picture; masks: {mask, defect_type, paint}
+  image: null, heat: null, masks: [], changed: false, // of the picture; masks: {mask, defect_type, ...coloured}
   showMask: true, showHeat: false, editing: false, beside: false, // beside: a tap says what is no defect
   clicks: [], box: null, draft: null, drag: null, // of the mask that is being made
 };
@@ -152,8 +152,7 @@ async function show(id, wanted = () => true) {
 }
 
 function withPaint(entry, index) {
-  const mask = decode(entry.mask);
-  return { mask: entry.mask, defect_type: entry.defect_type, bits: mask.bits, paint: painted(mask, COLOURS[index % COLOURS.length]) };
+  return { mask: entry.mask, defect_type: entry.defect_type, ...coloured(entry.mask, COLOURS[index % COLOURS.length]) };
 }
 
 function drawFacts() {
@@ -182,8 +181,7 @@ function drawDefects() {
     const remove = element("button", "✕");
     remove.title = "Take this mask away";
     remove.onclick = () => change(() => state.masks.splice(index, 1));
-    const area = entry.bits.reduce((sum, bit) => sum + bit, 0);
-    for (const content of [swatch, entry.defect_type || "found", `${area.toLocaleString()} px`, remove]) {
+    for (const content of [swatch, entry.defect_type || "found", `${entry.area.toLocaleString()} px`, remove]) {
       const cell = document.createElement("td");
       cell.append(content);
       line.append(cell);
@@ -224,8 +222,9 @@ function draw() {
   const context = canvas.getContext("2d");
   const { scale, left, top, width, height } = placed();
   context.drawImage(state.showHeat && state.heat ? state.heat : state.image, left, top, width, height);
-  if (state.showMask || state.editing) for (const entry of state.masks) context.drawImage(entry.paint, left, top, width, height);
-  if (state.draft) context.drawImage(state.draft.paint, left, top, width, height);
+  const lay = ({ paint, x, y, width: w, height: h }) => context.drawImage(paint, left + x * scale, top + y * scale, w * scale, h * scale);
+  if (state.showMask || state.editing) state.masks.forEach(lay);
+  if (state.draft) lay(state.draft);
   const box = state.drag ?? state.box;
   context.lineWidth = 2 * ratio;
   context.strokeStyle = `rgb(${NEW})`;
@@ -292,7 +291,7 @@ async function segment() {
   }
   const answer = await send(`v1/recipes/${encodeURIComponent(state.current.recipe.name)}/segment`, "POST", wanted);
   if (!counts()) return;
-  state.draft = answer.mask && { mask: answer.mask, paint: painted(decode(answer.mask), NEW) };
+  state.draft = answer.mask && { mask: answer.mask, ...coloured(answer.mask, NEW) };
   draw();
 }
 
