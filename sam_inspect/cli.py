@@ -307,7 +307,7 @@ def finetune(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(metavar="M", min=0.01, show_default="the preset's steps", help="About so long for all fits."),
+        typer.Option(metavar="M", min=0.01, max=1e5, show_default="the preset's steps", help="About so long for all."),
     ] = None,
     lr: Annotated[float | None, typer.Option(metavar="X", show_default="the preset's", help="Learning rate.")] = None,
     loss: Annotated[
@@ -325,7 +325,7 @@ def finetune(
         str,
         typer.Option(metavar="K,K,...", show_default="none", help="Score with so many labelled images, too."),
     ] = "",
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the split, the shots and the fit.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Of split, shots and fit.")] = 0,
     device: Device = "auto",
     quiet: Quiet = False,
     json_logs: JsonLogs = False,
@@ -336,7 +336,12 @@ def finetune(
     """
     with session(quiet, json_logs, interrupted=RESUME) as progress:
         from sam_inspect import finetune as tuning
+        from sam_inspect.errors import UsageError
 
+        if epochs is not None and minutes is not None:
+            raise UsageError("--epochs and --minutes: both say how long", "give one of them")
+        if split is not None and folds > 1:
+            raise UsageError("--split and --folds: both say what is held out", "give one of them")
         choices: dict[str, object] = {"prompt": prompt, "lr": lr, "loss": loss, "optimizer": optimizer}
         choices |= {"unfreeze": unfreeze, "seed": seed}
         if epochs is not None:
@@ -368,9 +373,10 @@ def compare(
     with session(quiet, json_logs) as progress:
         from sam_inspect.finetune import as_tables
         from sam_inspect.finetune.compare import compare as compare_recipes
+        from sam_inspect.finetune.compare import names_of
 
         figures, page = compare_recipes(recipe_a, recipe_b, data, out, groups=groups, device=device, progress=progress)
-        for shown in as_tables(figures, (recipe_a.name, recipe_b.name)):
+        for shown in as_tables(figures, names_of(recipe_a, recipe_b)):
             table(*shown)
         print(page)
 

@@ -173,15 +173,22 @@ def groups_of(data: Path, groups: Path | None, names: Sequence[str]) -> dict[str
     found = {name: known[name] for name in names if name in known}
     if not found:
         raise DatasetError(f"{file}: names none of the test images", f"name them as {names[0]}")
+    if left := [name for name in names if name not in known]:
+        log.warning("%s: does not name %d of %d images, such as %s", file, len(left), len(names), left[0])
     return found
 
 
 def _add_group(groups: dict[str, str], image: str | None, group: str | None, where: str) -> None:
-    if not image or not group:
+    name, group = as_name(image or ""), (group or "").strip()
+    if not name or not group:
         raise DatasetError(f"{where} lacks its image or its group", "give both, with a comma between")
-    name = Path(image.strip().replace("\\", "/")).as_posix()
-    if groups.setdefault(name, group.strip()) != group.strip():
-        raise DatasetError(f"{where} puts {name} into a second group, {group.strip()}", "name each image once")
+    if groups.setdefault(name, group) != group:
+        raise DatasetError(f"{where} puts {name} into a second group, {group}", "name each image once")
+
+
+def as_name(text: str) -> str:
+    """An image as a CSV file of a user's names it: its path from the data folder, `/` between; empty for nothing."""
+    return Path(text.strip().replace("\\", "/")).as_posix() if text.strip() else ""
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -356,8 +356,13 @@ def resample_groups(groups: Sequence[str], defective: Mask, seed: int = 0) -> ND
 
 
 def mean_interval(weights: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[float, float] | None:
-    """The central 95 % of the mean of `values` (n,) over draws `weights` (RESAMPLES, n) of `resample_groups`."""
-    return _interval(weights @ values, weights.sum(axis=1)) if len(values) else None
+    """The central 95 % of the mean of `values` (n,) over draws `weights` (RESAMPLES, n) of `resample_groups`.
+
+    None where all values are of one group: every draw then has the same mean, which says nothing of its error.
+    """
+    if not len(values) or (weights == weights[:, :1]).all():
+        return None
+    return _interval(weights @ values, weights.sum(axis=1))
 
 
 def auroc_interval(weights: NDArray[np.float64], scores: Floats, defective: Mask) -> tuple[float, float] | None:

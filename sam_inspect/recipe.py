@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,11 +31,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RECIPE, LOCALIZER, CALIBRATION = "recipe.yaml", "localizer.safetensors", "calibration.safetensors"
-METRICS, PROVENANCE = "metrics.json", "provenance.json"
+METRICS, PROVENANCE, TUNING = "metrics.json", "provenance.json", "finetune"
 BASE, UNTUNED_CHOOSE = "base_sha256", "untuned_choose"
 READABLE = (2, SCHEMA_VERSION)
 AGAIN = "copy the whole folder again, or train it again"
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +91,7 @@ class Recipe:
 def save_recipe(recipe: Recipe) -> None:
     """Writes the folder; `recipe.yaml` goes first and comes last, so that a folder with one is whole.
 
-    A tuned decoder is `save_decoder`'s.
+    A tuned decoder is `save_decoder`'s; one that was in the folder goes, with what proves it.
 
     Raises:
         OutputError: the folder cannot be written or the disk is full.
@@ -98,6 +101,9 @@ def save_recipe(recipe: Recipe) -> None:
     folder = make_folder(recipe.folder)
     with output_errors(folder):
         (folder / RECIPE).unlink(missing_ok=True)
+        if (folder / TUNING).is_dir():
+            log.warning("%s: was tuned for the recipe that stood there, and goes with it", folder / TUNING)
+            shutil.rmtree(folder / TUNING)
     calibration = {"scores": recipe.calibration_scores, "pixels": recipe.calibration_pixels}
     contents = {
         LOCALIZER: save({name: tensor.contiguous() for name, tensor in recipe.tensors.items()}),

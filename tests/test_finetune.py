@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,9 +21,10 @@ from torchvision.ops import sigmoid_focal_loss
 from sam_inspect.config import ChooseConfig, PromptConfig
 from sam_inspect.datasets import Sample
 from sam_inspect.errors import DatasetError, UsageError, WeightsError
-from sam_inspect.finetune import Plan, _unless_worse, losses
+from sam_inspect.finetune import Plan, _guarded, _unless_worse, losses
+from sam_inspect.finetune.compare import names_of
 from sam_inspect.finetune.embeddings import CachedEncoder
-from sam_inspect.finetune.labels import Fold, Label, draw_shots, parted, read_split, split, write_split
+from sam_inspect.finetune.labels import Fold, Label, draw_shots, parted, read_labels, read_split, split, write_split
 from sam_inspect.finetune.loop import Trained, fit_decoder, marks_of, rate
 from sam_inspect.finetune.page import curve_data, write_compare
 from sam_inspect.finetune.probes import Probe, Question, box_errors
@@ -129,6 +131,7 @@ def test_a_split_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     [
         ("image,part\na,train\nb,test\n", "group g is in train and in test"),
         ("image,part\nc,train\n", "line 2: c is no labelled image"),
+        ("image,part\na,test\n./a, train\n", "line 3: a stands there a second time"),
         ("image,part\na,learn\n", "line 2: its part is 'learn'"),
         ("image,part\na,test\n", "nothing is in train"),
         ("file,part\n", "its columns are"),
@@ -138,6 +141,17 @@ def test_a_split_that_cannot_be_is_refused(tmp_path: Path, text: str, said: str)
     (tmp_path / "s.csv").write_text(text)
     with pytest.raises(DatasetError, match=said):
         read_split(tmp_path / "s.csv", [label("a", group="g"), label("b", group="g")])
+
+
+def test_one_picture_under_two_types_is_one_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for place, kind in enumerate(["chip", "dent", "dent"]):
+        name = f"{place // 2}.png"
+        for folder, value in (("test", 90 + place // 2), ("ground_truth", 255)):
+            (tmp_path / folder / kind).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / folder / kind / name), np.full((20, 20), value, np.uint8))
+    labels = {each.name: each.group for each in read_labels(tmp_path)}
+    assert labels["test/chip/0.png"] == labels["test/dent/0.png"] != labels["test/dent/1.png"]
+    assert "test/dent/0.png: is the same picture as test/chip/0.png" in caplog.text
 
 
 def test_a_single_part_is_learned_from_and_nothing_is_scored() -> None:
@@ -425,6 +439,7 @@ def test_what_makes_a_type_worse_never_ships() -> None:
     untuned = point(0, 0.6, 0.02)
     assert best_point([untuned, point(1, 0.9, -0.01), point(0.5, 0.7, 0.0)]).share == 0.5
     assert best_point([untuned, point(1, 0.9, -0.01), point(0.5, 0.59, 0.1)]) is untuned
+    assert best_point([untuned, Point(5, 1.0, 0.606, 0.606, 0.1), point(0.3, 0.599, 0.1)]).share == 1
 
 
 def test_of_decoders_alike_the_one_of_all_steps_ships() -> None:
@@ -437,11 +452,12 @@ def test_noise_is_two_standard_errors_over_parts() -> None:
     alone = [label("a"), label("b")]
     assert worst_gain([-0.03, -0.03], alone, 0.02) == (pytest.approx(-0.01), "hole")
     parts = [label(f"{i}") for i in range(4)]
-    gains = [-0.1, 0.0, -0.2, 0.1]
-    assert worst_gain(gains, parts, 0)[0] == pytest.approx(-0.05 + np.std(gains, ddof=1))
+    gains = [-0.01, 0.0, -0.02, 0.01]
+    assert worst_gain(gains, parts, 0)[0] == pytest.approx(-0.005 + np.std(gains, ddof=1))
     pictures = [label(f"{i}{j}", group=f"{i}") for i in range(4) for j in range(3)]
     assert worst_gain(np.repeat(gains, 3).tolist(), pictures, 0)[0] == pytest.approx(worst_gain(gains, parts, 0)[0])
     assert worst_gain([0.5, -0.5], [label("a", "crack"), label("b", "hole")], 0)[1] == "hole"
+    assert worst_gain([-0.9, 0, 0, 0], parts, 0.05)[0] < 0, "a ruined part makes the error as large as the loss"
 
 
 def test_a_tuned_decoder_belongs_to_its_base(sam: MobileSam) -> None:
@@ -511,6 +527,47 @@ def test_a_tuned_decoder_is_validated_on_parts_that_it_did_not_see(
     assert tuned.chosen is not None
     assert tuned.chosen.iou >= tuned.points[0].iou
     assert tuned.choose.mirrored == bool(tuned.decoder)
+
+
+def test_what_is_validated_is_better_than_what_would_stay(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The untuned network as the recipe asks it, and not in mirror images."""
+    asked: list[bool] = []
+    own = tuner.ious
+    monkeypatch.setattr(
+        tuner,
+        "ious",
+        lambda index, sam, choose=None: (asked.append((choose or tuner.choose).mirrored), own(index, sam, choose))[1],
+    )
+    points, _ = tuner._validated((0, 1), "all", QUICK, silent)
+    assert asked[:2] == [False, False]
+    assert all(asked[2:])
+    untuned = np.mean([own(index, tuner.sam, tuner.untuned_choose) for index in (0, 1)], axis=0)
+    assert (points[0].boxes, points[0].found) == pytest.approx(tuple(untuned))
+
+
+def test_other_good_parts_make_another_fit(tuner: Tuner) -> None:
+    keys = set()
+    for value in (0, 1):
+        tuner.good = [("good.png", np.full((9, 9, 3), value, np.uint8))]
+        keys.add(tuner._key((0, 1), QUICK, None))
+    assert len(keys) == 2
+
+
+def test_a_fit_that_broke_down_on_the_way_says_so(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = {name: value.clone() for name, value in tuner.sam.network.mask_decoder.state_dict().items()}
+    monkeypatch.setattr("sam_inspect.finetune.tuner.fit_decoder", lambda *_, **__: Trained({2: some}, [1.0], stopped=3))
+    tuner.settings = QUICK.model_copy(update={"guard": False})
+    assert tuner.tune((0, 1), "all", silent).word.endswith(
+        "stopped at step 3: the loss was no number); this is the decoder of step 2"
+    )
+
+
+def test_where_nothing_is_held_out_every_preset_is_validated(caplog: pytest.LogCaptureFixture) -> None:
+    study = PRESETS["study"]
+    assert not study.guard
+    assert _guarded(study, [Fold((0, 1), (2,))]) is study
+    assert _guarded(study, [Fold((0, 1), ())]).guard
+    assert "nothing is held out" in caplog.text
 
 
 def test_what_is_finished_is_not_done_again(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -599,6 +656,9 @@ def test_two_recipes_are_called_by_their_names() -> None:
     assert named("gt_boxes_untuned", ("tuned v1", "untuned")) == "gt_boxes tuned v1"
     assert named("refined_tuned", ("tuned v1", "untuned")) == "refined untuned"
     assert named("gt_boxes_otsu", ("a", "b")) == "gt_boxes_otsu"
+    assert names_of(Path("a/tuned"), Path("a/untuned")) == ("tuned", "untuned")
+    assert names_of(Path("line 1/recipe"), Path("line 2/recipe")) == ("line 1/recipe", "line 2/recipe")
+    assert names_of(Path(), Path("recipe"))[0] == Path.cwd().name
 
 
 def test_the_page_shows_what_was_scored_and_escapes_names(tuner: Tuner, tmp_path: Path) -> None:

@@ -296,3 +296,5 @@ def test_every_draw_has_good_and_defective_images() -> None:
     assert (weights[:, 1:].sum(axis=1) == 30).all()
     assert metrics.auroc_interval(weights[:, 1:], np.zeros(30), defective[1:]) is None
     assert metrics.mean_interval(weights[:, :0], np.zeros(0)) is None
+    one = metrics.resample_groups(["part"] * 3, np.ones(3, bool))
+    assert metrics.mean_interval(one, np.arange(3.0)) is None, "one part says nothing of its error"

@@ -50,6 +50,14 @@ def recipe(tmp_path: Path) -> Recipe:
     return saved
 
 
+def test_what_was_tuned_goes_with_the_recipe_it_was_tuned_for(recipe: Recipe, caplog: pytest.LogCaptureFixture) -> None:
+    (recipe.folder / "finetune").mkdir()
+    (recipe.folder / "finetune" / "compare.html").write_text("of a decoder that is gone")
+    save_recipe(recipe)
+    assert not (recipe.folder / "finetune").exists()
+    assert "was tuned for the recipe that stood there" in caplog.text
+
+
 def test_a_recipe_comes_back_as_it_was(recipe: Recipe) -> None:
     back = load_recipe(recipe.folder)
     assert back.config == recipe.config

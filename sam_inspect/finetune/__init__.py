@@ -34,12 +34,12 @@ from sam_inspect.finetune.views import Sizes, ViewMaker
 from sam_inspect.images import Rgb, read_image
 from sam_inspect.pipeline import Inspector
 from sam_inspect.progress import Progress
-from sam_inspect.recipe import BASE, UNTUNED_CHOOSE, save_decoder
+from sam_inspect.recipe import BASE, TUNING, UNTUNED_CHOOSE, save_decoder
 from sam_inspect.segment.sam import Sam
 
 __all__ = ["PRESETS", "Bench", "Plan", "Settings", "as_tables", "finetune", "parse_curve", "settings_of", "whole_folds"]
 
-FOLDER, FITS, FIGURES, SPLIT = "finetune", "fits", "figures.json", "split.csv"
+FITS, FIGURES, SPLIT = "fits", "figures.json", "split.csv"
 GOOD_PARTS = 20
 FEW_HELD_OUT = 0.05  # One or two images of a type say little: to take a decoder away they must say it clearly.
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Plan:
         if more:
             log.warning("%s labels were asked for; there are %d to learn from", ", ".join(map(str, more)), most)
         if self.folds > len(folds):
-            log.warning("%d folds were asked for; the labels are of %d parts", self.folds, len(folds))
+            log.warning("%d folds were asked for; there are %d", self.folds, len(folds))
         shots = self.shots if self.shots is not None and self.shots <= most else None
         return replace(self, shots=shots, folds=len(folds), curve=tuple(min(count, most) for count in self.curve))
 
@@ -109,19 +109,19 @@ def finetune(
     start = time.monotonic()
     labels = read_labels(data, plan.groups)  # What is wrong with them is said before minutes of work.
     whole = whole_folds(labels, plan, settings.seed)
-    plan = plan.within(whole)
+    plan, settings = plan.within(whole), _guarded(settings, whole)
     # In torch, so that the same seed gives the same figures whatever is installed.
     inspector = Inspector.from_recipe(folder, device, tuned=False, runtime="torch")
-    out = make_folder(folder / FOLDER)
+    out = make_folder(folder / TUNING)
     bench = Bench.of(inspector, labels, progress)
     tuner = bench.tuner(settings, out / FITS, data)
     folds = [bench.drawn(fold, plan.shots, settings.seed) for fold in whole]
     if plan.minutes is not None:
         tuner.limit(folds[0].train, 60 * plan.minutes / plan.fits(settings.guard), progress)
-    write_split(out / SPLIT, bench.labels, folds)
     runs = [tuner.tune(fold.train, f"fold {number + 1}", progress) for number, fold in enumerate(folds)]
     scored = bench.scored(tuner, folds, runs, progress)
-    shipped = runs[0] if len(runs) == 1 else tuner.tune(bench.all_shots(plan, settings.seed), "all", progress)
+    learned = folds[0].train if len(runs) == 1 else bench.all_shots(plan, settings.seed)
+    shipped = runs[0] if len(runs) == 1 else tuner.tune(learned, "all", progress)
     shipped = _unless_worse(shipped, scored, inspector.config.choose)
     figures = figures_of(scored) | {
         "chosen": shipped.word,
@@ -131,15 +131,24 @@ def finetune(
         "seconds": {"total": time.monotonic() - start, "encode": bench.encoder.seconds},
         "embeddings": {"encoded": bench.encoder.encoded, "found": bench.encoder.found},
     }
-    facts = _decoder_facts(bench, data, tuner.settings, shipped, plan)
+    facts = _decoder_facts(bench, data, tuner.settings, shipped, plan, learned)
     config = inspector.config.model_copy(update={"choose": shipped.choose})
     save_decoder(folder, shipped.decoder, facts, config)
+    write_split(out / SPLIT, bench.labels, folds)
     write_text(out / FIGURES, json.dumps(figures, indent=2) + "\n")
     plots = curve_data(runs if shipped is runs[0] else [*runs, shipped])
     plots += [shots_plot(figures["curve"])] if figures["curve"] else []
     page = write_compare(out, scored, figures, plots, first_good(data))
     shutil.rmtree(out / FITS, ignore_errors=True)
     return figures, page
+
+
+def _guarded(settings: Settings, folds: Sequence[Fold]) -> Settings:
+    """The same; with the guard where nothing is held out, since nothing else would say that a decoder is worse."""
+    if settings.guard or any(fold.test for fold in folds):
+        return settings
+    log.warning("nothing is held out: the labels that are learned from are parted to validate, whatever the preset")
+    return settings.model_copy(update={"guard": True})
 
 
 def _unless_worse(tuned: Tuned, scored: Sequence[Scored], untuned_choose: ChooseConfig) -> Tuned:
@@ -206,6 +215,9 @@ class Bench:
         self, curve: Sequence[int], folds: Sequence[Fold], tuner: Tuner, progress: Progress
     ) -> list[dict[str, Any]]:
         """For each number of shots the mean IoU on the same held-out images, that of no shot first."""
+        if curve and not any(fold.test for fold in folds):
+            log.warning("--curve: nothing is held out to score; left out")
+            return []
         return [self._point(shots, folds, tuner, progress) for shots in (0, *sorted(set(curve)))] if curve else []
 
     def _point(self, shots: int, folds: Sequence[Fold], tuner: Tuner, progress: Progress) -> dict[str, Any]:
@@ -215,7 +227,7 @@ class Bench:
             run = tuner.tune(self.drawn(fold, shots, tuner.settings.seed).train, name, progress) if shots else None
             sam, choose = (tuner.sam_with(run.decoder), run.choose) if run else (self.sam, tuner.untuned_choose)
             ious += [tuner.ious(index, sam, choose) * (1, self.probes[index].detected) for index in fold.test]
-        boxes, refined = (float(sum(values) / len(ious)) for values in zip(*ious, strict=True)) if ious else (0.0, 0.0)
+        boxes, refined = (float(sum(values) / len(ious)) for values in zip(*ious, strict=True))
         return {"shots": shots, "images": len(ious), "gt_boxes": boxes, "refined": refined}
 
 
@@ -253,7 +265,9 @@ def _facts_of(run: Tuned, fold: Fold) -> dict[str, Any]:
     }
 
 
-def _decoder_facts(bench: Bench, data: Path, settings: Settings, shipped: Tuned, plan: Plan) -> dict[str, Any]:
+def _decoder_facts(
+    bench: Bench, data: Path, settings: Settings, shipped: Tuned, plan: Plan, learned: Sequence[int]
+) -> dict[str, Any]:
     """What an auditor asks of a tuned decoder."""
     return {
         BASE: bench.sam.sha256,
@@ -264,6 +278,7 @@ def _decoder_facts(bench: Bench, data: Path, settings: Settings, shipped: Tuned,
         "command": sys.argv,
         "data": str(data.absolute()),
         "labels": len(bench.labels),
+        "learned_from": [bench.labels[index].name for index in learned],
         "shots": plan.shots,
         "settings": settings.model_dump(),
     }

@@ -54,10 +54,17 @@ def compare(
     scored = [_scored(label, *inspectors) for label in progress(labels, "inspect with both", len(labels))]
     figures = figures_of(scored)
     write_text(out / FIGURES, json.dumps(figures, indent=2) + "\n")
-    names = (recipe_a.name, recipe_b.name)
+    names = names_of(recipe_a, recipe_b)
     title = f"{names[0]} against {names[1]}"
     good = first_good(data)
     return figures, write_compare(out, scored, figures, [], good, names=names, title=title, what="labelled images")
+
+
+def names_of(a: Path, b: Path) -> tuple[str, str]:
+    """What two recipes are called: their folders, with as many of those above as tell them apart."""
+    parts_a, parts_b = a.resolve().parts, b.resolve().parts
+    last = next(n for n in range(1, max(len(parts_a), len(parts_b)) + 1) if parts_a[-n:] != parts_b[-n:])
+    return "/".join(parts_a[-last:]), "/".join(parts_b[-last:])
 
 
 def _scored(label: Label, a: Inspector, b: Inspector) -> Scored:

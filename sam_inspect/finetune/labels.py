@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
 
-from sam_inspect.datasets import Sample, check_ground_truth, csv_rows, groups_of, read_gt_mask, test_samples
+from sam_inspect.datasets import Sample, as_name, check_ground_truth, csv_rows, groups_of, read_gt_mask, test_samples
 from sam_inspect.errors import DatasetError, ImageError
 from sam_inspect.files import write_text
 from sam_inspect.images import read_image, read_size
@@ -74,7 +75,7 @@ def read_labels(data: Path, groups: Path | None = None) -> list[Label]:
     labels = [label for sample in samples if (label := _label(sample, data, known)) is not None]
     if not labels:
         raise DatasetError(f"{data}: none of its {len(samples)} labelled images can be used", "see the warnings above")
-    return labels
+    return _copies_together(labels)
 
 
 def _label(sample: Sample, data: Path, groups: dict[str, str]) -> Label | None:
@@ -95,6 +96,20 @@ def _label(sample: Sample, data: Path, groups: dict[str, str]) -> Label | None:
     x0, y0, _, _ = truth.box_xyxy
     parts = (_moved(part, x0, y0) for part in components(truth.pixels))
     return Label(sample, name, groups.get(name, name), original_hw, tuple(parts))
+
+
+def _copies_together(labels: Sequence[Label]) -> list[Label]:
+    """The same; pictures of the same bytes, as one that stands under two types, are of one group."""
+    first: dict[bytes, Label] = {}
+    same: dict[str, str] = {}
+    for label in labels:
+        twin = first.setdefault(hashlib.sha256(label.sample.image.read_bytes()).digest(), label)
+        ours, theirs = same.get(label.group, label.group), same.get(twin.group, twin.group)
+        if ours != theirs:
+            log.warning(f"{label.name}: is the same picture as {twin.name}; both count as one part")
+            same |= {group: theirs for group, now in [*same.items(), (ours, ours)] if now == ours}
+            same[label.group] = theirs
+    return [replace(label, group=same.get(label.group, label.group)) for label in labels]
 
 
 def _moved(mask: CropMask, dx: int, dy: int) -> CropMask:
@@ -156,14 +171,16 @@ def read_split(file: Path, labels: Sequence[Label]) -> list[Fold]:
     """The split that a CSV of image,part (`train`, `test` or `unused`) says; images that it does not name are unused.
 
     Raises:
-        DatasetError: it cannot be read, names an image that is not labelled, or puts one group into both parts.
+        DatasetError: it cannot be read, names an image twice or one that is not labelled, or has a group in both parts.
     """
     places = {label.name: place for place, label in enumerate(labels)}
     parts: dict[str, list[int]] = {part: [] for part in PARTS}
     for line, row in csv_rows(file, "image", "part"):
-        name, part = row["image"] or "", row["part"] or ""
+        name, part = as_name(row["image"] or ""), (row["part"] or "").strip()
         if name not in places:
             raise DatasetError(f"{file}: line {line}: {name} is no labelled image", "give paths from the data folder")
+        if any(places[name] in named for named in parts.values()):
+            raise DatasetError(f"{file}: line {line}: {name} stands there a second time", "name each image once")
         if part not in parts:
             raise DatasetError(f"{file}: line {line}: its part is {part!r}", f"give one of {', '.join(PARTS)}")
         parts[part].append(places[name])

@@ -75,7 +75,7 @@ def figures_of(scored: Sequence[Scored]) -> Figures:
     """`masks`, `gain` and `count` over all, and under `per_defect` for each type.
 
     `gain` is the mean difference of tuned and untuned IoU with the central 95 % of a bootstrap over groups, the images
-    paired.
+    paired; no interval for images of one group.
     """
     kinds = sorted({each.label.sample.defect_type for each in scored})
     parts = {kind: [each for each in scored if each.label.sample.defect_type == kind] for kind in kinds}

@@ -40,7 +40,7 @@ SHARES = (0.3, 0.5, 0.7, 1.0)
 UNVALIDATED_SHARE = 0.5
 PARTS, MANY_PARTS, MANY = 2, 5, 30
 FEW = 3
-NOISE = 0.02
+NOISE, MOST_NOISE = 0.02, 0.1
 ALIKE = 0.01
 ERRORS = 2  # Standard errors that count as noise: 95 % confidence.
 GOOD_VIEWS = 2
@@ -151,11 +151,11 @@ class Tuner:
             trained = self.fit(train, name, settings, None, progress)
             word = f"one part alone cannot be validated: {UNVALIDATED_SHARE:.0%} tuned, the rest untuned"
             return self._shipped(trained, settings.steps, UNVALIDATED_SHARE, (), None, word)
-        points, losses = self._validated(train, name, settings, progress)
+        points, last = self._validated(train, name, settings, progress)
         best = best_point(points)
         if best.share == 0:
-            word = "nothing helped on held-out labels: the untuned decoder stays"
-            return Tuned({}, best, points, losses, word, self.untuned_choose)
+            word = f"nothing helped on held-out labels: the untuned decoder stays{_until(last)}"
+            return Tuned({}, best, points, last.losses, word, self.untuned_choose, last.stopped)
         trained = self.fit(train, name, settings, best.steps, progress)
         word = (
             f"{best.share:.0%} tuned after {best.steps} steps: held-out labels "
@@ -172,6 +172,7 @@ class Tuner:
             word = f"the loss of step {trained.stopped} was no number: the untuned decoder stays"
             return Tuned({}, chosen, points, trained.losses, word, self.untuned_choose, trained.stopped)
         decoder = self.mixed(trained.snapshots[max(done)], share)
+        word += f"{_until(trained)}; this is the decoder of step {max(done)}" if trained.stopped is not None else ""
         return Tuned(decoder, chosen, points, trained.losses, word, self.choose, trained.stopped)
 
     def _calibrated(
@@ -206,16 +207,19 @@ class Tuner:
 
     def _validated(
         self, train: Sequence[int], name: str, settings: Settings, progress: Progress
-    ) -> tuple[tuple[Point, ...], list[float]]:
-        """Every number of steps and share, scored on the labels `train`, each by a fit without its part."""
+    ) -> tuple[tuple[Point, ...], Trained]:
+        """Every number of steps and share, scored on the labels `train`, each by a fit without its part; the last fit.
+
+        The untuned network is asked as the recipe asks it, which is what would stay.
+        """
         keys = [(steps, 1.0) for steps in marks_of(settings)[:-1]]
         keys += [(settings.steps, share) for share in SHARES]
-        untuned = {index: self.ious(index, self.sam) for index in train}
+        untuned = {index: self.ious(index, self.sam, self.untuned_choose) for index in train}
         scored: dict[tuple[int, float], dict[int, NDArray[np.float64]]] = {key: {} for key in keys}
-        losses: list[float] = []
+        last = Trained({})
         for number, fold in enumerate(self._parts(train)):
             trained = self.fit(fold.train, f"{name}, without part {number + 1}", settings, None, progress)
-            losses = trained.losses
+            last = trained if last.stopped is None else last
             for steps, share in keys:
                 if steps in trained.snapshots:
                     sam = self.sam_with(self.mixed(trained.snapshots[steps], share))
@@ -223,7 +227,7 @@ class Tuner:
         whole = {key: ious for key, ious in scored.items() if len(ious) == len(untuned)}
         points = [self._point((0, 0.0), untuned, untuned)]
         points += [self._point(key, ious, untuned) for key, ious in whole.items()]
-        return tuple(points), losses
+        return tuple(points), last
 
     def _parts(self, train: Sequence[int]) -> list[Fold]:
         """In which the labels are validated; of few labels, small ones: a decoder of half of them is another one."""
@@ -306,7 +310,8 @@ class Tuner:
     def _key(self, train: Sequence[int], settings: Settings, stop: int | None) -> str:
         """Of all that the fit depends on."""
         digest = hashlib.sha256(f"{self.sam.sha256} {settings.model_dump_json()} {stop}".encode())
-        digest.update(repr((self.maker.sizes, [name for name, _ in self.good])).encode())
+        good = [(name, hashlib.sha256(image.tobytes()).hexdigest()) for name, image in self.good]
+        digest.update(repr((self.maker.sizes, good)).encode())
         for index in train:
             label = self.labels[index]
             if label.sample.mask_path is None:
@@ -315,6 +320,11 @@ class Tuner:
             digest.update(label.sample.image.read_bytes() + label.sample.mask_path.read_bytes())
             digest.update(repr([region.box_xyxy for region in self.probes[index].found.localization.regions]).encode())
         return digest.hexdigest()[:16]
+
+
+def _until(trained: Trained) -> str:
+    """What a reader must know of a fit that did not come to its end."""
+    return "" if trained.stopped is None else f" (a fit stopped at step {trained.stopped}: the loss was no number)"
 
 
 def best_point(points: Sequence[Point]) -> Point:
@@ -330,7 +340,7 @@ def best_point(points: Sequence[Point]) -> Point:
     highest = max((point.iou for point in allowed), default=-1.0)
     if highest <= points[0].iou:
         return points[0]
-    alike = (point for point in allowed if point.iou >= highest - ALIKE)
+    alike = (point for point in allowed if point.iou >= max(highest - ALIKE, points[0].iou))
     return max(alike, key=lambda point: (point.steps, point.iou))
 
 
@@ -338,7 +348,7 @@ def worst_gain(gains: Sequence[float], labels: Sequence[Label], few: float) -> t
     """Of all defect types the least mean gain beyond noise, and the type; below 0 it came out worse.
 
     Noise is two standard errors over parts: pictures of one part come out alike. For fewer than three parts it is
-    `few`.
+    `few`. It is never more than `MOST_NOISE`: where one part of several is ruined, the error is as large as the loss.
 
     Args:
         gains: (n,) what each image gained.
@@ -353,7 +363,7 @@ def worst_gain(gains: Sequence[float], labels: Sequence[Label], few: float) -> t
 
 def _beyond_noise(gains_of_parts: Sequence[Sequence[float]], few: float) -> float:
     means = [float(np.mean(gains)) for gains in gains_of_parts]
-    noise = ERRORS * float(np.std(means, ddof=1) / np.sqrt(len(means))) if len(means) >= FEW else few
+    noise = min(ERRORS * float(np.std(means, ddof=1) / np.sqrt(len(means))), MOST_NOISE) if len(means) >= FEW else few
     return float(np.mean(np.concatenate(gains_of_parts))) + noise
 
 

@@ -30,6 +30,7 @@ SAM_OF_TRANSFORMERS = (
     (r"\.mask_embed\.layer_norm2\.", ".mask_downscaling.4."),
     (r"\.mask_embed\.conv3\.", ".mask_downscaling.6."),
     (r"\.point_embed\.", ".point_embeddings."),
+    (r"^shared_image_embedding\.", "prompt_encoder.shared_embedding."),
     (r"\.shared_embedding\.positional_embedding$", ".pe_layer.positional_encoding_gaussian_matrix"),
     (r"\.upscale_conv1\.", ".output_upscaling.0."),
     (r"\.upscale_layer_norm\.", ".output_upscaling.1."),
@@ -128,13 +129,15 @@ def _our_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _sam_from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Hugging Face's `SamModel` under segment_anything's names; its positional table is there twice."""
+    """Hugging Face's `SamModel` under segment_anything's names.
+
+    Its positional table has two names; `save_pretrained` writes one of them, which is either.
+    """
     renamed = {}
     for key, value in tensors.items():
-        if not key.startswith("shared_image_embedding."):
-            for theirs, ours in SAM_OF_TRANSFORMERS:
-                key = re.sub(theirs, ours, key)
-            renamed[key] = value
+        for theirs, ours in SAM_OF_TRANSFORMERS:
+            key = re.sub(theirs, ours, key)
+        renamed[key] = value
     return renamed
 
 
