@@ -71,7 +71,7 @@ def stages_of_recipe(folder: Path, asked: Asked) -> Stages:
 
     with running_on(chosen):
         localizer = _localizer(localizer_class, recipe, place)
-        segmenter = _as_trained(_segmenter(config, place), recipe)
+        segmenter = _as_trained(build_segmenter(config, place), recipe)
     threshold = _threshold(recipe, config) if asked.threshold is None else asked.threshold
     return Stages(config, segmenter, localizer, threshold, recipe, chosen)
 
@@ -81,6 +81,9 @@ def _localizer(kind: type[Trainable], recipe: Recipe, device: str) -> Trainable:
         return kind.from_state(recipe.config.localizer.args, recipe.tensors, recipe.facts, device=device)
     except RecipeError as error:
         raise RecipeError(f"{recipe.folder}: {error.problem}", error.remedy) from None
+    except (TypeError, ValueError, LookupError) as error:  # recipe.yaml is a file that people edit
+        problem = f"{recipe.folder}: its localizer_facts cannot be used ({' '.join(str(error).split())})"
+        raise RecipeError(problem, "copy the whole folder again, or train it again") from error
 
 
 def stages_of_boxes(recipe: Recipe | None, asked: Asked) -> Stages:
@@ -94,7 +97,7 @@ def stages_of_boxes(recipe: Recipe | None, asked: Asked) -> Stages:
     place = pick_device(asked.device)
     chosen = _runtime(recipe, config, place, asked)
     with running_on(chosen):
-        segmenter = _segmenter(config, place)
+        segmenter = build_segmenter(config, place)
         segmenter = _as_trained(segmenter, recipe) if recipe else segmenter
     return Stages(config, segmenter, None, None, recipe, chosen)
 
@@ -218,11 +221,12 @@ def _checked_runtime(recipe: Recipe, device: str) -> Runtime | None:
         return None
     from sam_inspect.networks.fastest import pick_runtime
 
-    checked = pick_runtime(recipe.runtime["runtime"], recipe.runtime["precision"], device, None)
+    checked = pick_runtime(recipe.runtime["runtime"], recipe.runtime.get("precision", "auto"), device, None)
     return replace(checked, patient=True)
 
 
-def _segmenter(config: RecipeConfig, device: str) -> Segmenter:
+def build_segmenter(config: RecipeConfig, device: str) -> Segmenter:
+    """The segmenter that a recipe names. Raises PluginError, ConfigError, WeightsMissing, WeightsError."""
     segmenter_class = load_plugin("segmenters", config.segmenter.name)
     if not issubclass(segmenter_class, Segmenter):
         raise broken_contract(config.segmenter.name, segmenter_class, Segmenter)

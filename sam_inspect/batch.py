@@ -224,6 +224,8 @@ class _Run:
         drawn = inspection.verdict != "error" and self.pictures.save
         try:
             image = read_image(inspection.image) if drawn else None
+            if image is not None and image.shape[:2] != inspection.original_hw:
+                raise ImageError(f"{inspection.image}: was replaced while it was inspected", "run it again")
         except ImageError as error:  # It was there a moment ago.
             log.warning(error)
             image, inspection = None, unread(inspection.image, error)

@@ -44,7 +44,7 @@ OUTSIDE, PER_SIDE = 1.0, 40.0  # logits that SAM's vote must have more beyond a 
 
 
 def choose(candidates: Sequence[Candidates], localization: Localization, config: ChooseConfig) -> list[Outline]:
-    """One outline a region, without duplicates; the highest region first.
+    """One outline a region, the highest first; of what a map shows without duplicates.
 
     Args:
         candidates: SAM's answers, each to the prompt of one region.
@@ -57,7 +57,7 @@ def choose(candidates: Sequence[Candidates], localization: Localization, config:
             by_region.setdefault(answer.prompt.region, []).append(found)
     outlines = [_joined(parts, localization.regions[index]) for index, parts in by_region.items()]
     outlines.sort(key=lambda each: -each.region.score)
-    return _without_duplicates(outlines, config.duplicate_iou)
+    return outlines if localization.anomaly_map is None else _without_duplicates(outlines, config.duplicate_iou)
 
 
 def outline(candidates: Candidates, localization: Localization, config: ChooseConfig) -> Outline | None:

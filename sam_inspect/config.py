@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sam_inspect.errors import ConfigError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of a recipe folder; raised when an older recipe would be read wrongly (2: the map's unit changed)."""
 M = TypeVar("M", bound=BaseModel)
 
@@ -65,7 +65,7 @@ class ChooseConfig(Section):
     least_agreement: float = Field(0.05, ge=0, le=1)
     """Where no mask agrees with the map as much as this, the map's own outline stays."""
     duplicate_iou: float = Field(0.7, gt=0, le=1)
-    """Of two defects that overlap more, the better one stays."""
+    """Of two defects that a map shows and that overlap more, the better one stays."""
     mirrored: bool = False
     """SAM sees each view's three mirror images as well; its masks are the mean: better, for four times the encoding."""
 
@@ -77,7 +77,7 @@ class JudgeConfig(Section):
     """Share of good images that may fail; the threshold is calibrated to it on held-out good images."""
     min_area_px: int = Field(0, ge=0)
     """Defects of fewer pixels are dropped."""
-    pixel_size_mm: float | None = Field(None, gt=0)
+    pixel_size_mm: float | None = Field(None, gt=0, le=1000)
     """Side of one pixel on the part, millimetres; areas are then given in mm² too."""
 
 

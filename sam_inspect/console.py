@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -35,6 +36,8 @@ def session(quiet: bool, json_logs: bool, *, interrupted: str = AGAIN) -> Iterat
         typer.Exit: with the error's own code; 130 after Ctrl-C; 1 for what nobody foresaw.
     """
     _listen(quiet, json_logs)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path that this terminal cannot show is no failure
     try:
         with ctrl_c_as_such():
             yield _progress(quiet, json_logs)

@@ -53,6 +53,8 @@ def good_images(data: Path) -> list[Path]:
     good = data / "train" / GOOD
     if good.is_dir():
         return _pictures(good)
+    if data.is_file():
+        raise DatasetError(f"{data}: is a file", "name the folder of the good images")
     found = _pictures(data)
     for image in found:
         if {"test", "ground_truth"} & set(image.relative_to(data).parts[:-1]):

@@ -99,6 +99,13 @@ def _named(argument: str) -> list[str]:
 
 
 def _in_folder(folder: str) -> list[str]:
+    """The same; at least one."""
+    if found := _below(folder):
+        return found
+    raise UsageError(f"{folder}: holds no picture", f"picture files end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+
+
+def _below(folder: str) -> list[str]:
     """Pictures of a folder and those below it, links followed, each folder visited once."""
     found, visited = [], set()
     for here, folders, files in os.walk(folder, onerror=_cannot_list, followlinks=True):
@@ -110,8 +117,6 @@ def _in_folder(folder: str) -> list[str]:
         folders[:] = sorted((name for name in folders if not name.startswith(".")), key=_natural)
         pictures = (name for name in files if _is_picture(name) and not name.startswith("."))
         found += [os.path.join(here, name) for name in sorted(pictures, key=_natural)]  # noqa: PTH118 (thousands)
-    if not found:
-        raise UsageError(f"{folder}: holds no picture", f"picture files end in {', '.join(sorted(IMAGE_SUFFIXES))}")
     return found
 
 
@@ -120,10 +125,10 @@ def _matching(pattern: str) -> list[str]:
     found: list[str] = []
     matches = sorted(glob.glob(pattern, recursive=True), key=_natural)  # noqa: PTH207 (it passes over hidden files)
     for match in matches:
-        if _is_picture(match):
+        if Path(match).is_dir():
+            found += [] if pattern.endswith("**") else _below(match)
+        elif _is_picture(match):
             found.append(match)
-        elif not pattern.endswith("**") and Path(match).is_dir():
-            found += _in_folder(match)
     if not found:
         others = f"but {len(matches)} other files" if matches else "nor anything else"
         raise UsageError(f"{pattern}: matches no picture, {others}", "check the folder and the pattern")
@@ -184,12 +189,12 @@ def read_image(
     with _opened(source, name, max_pixels) as (picture, label):
         if isinstance(picture, TiffImageFile):
             _refuse_odd_samples(picture, label)
+        orientation = _orientation(picture)  # before it is decoded, as `read_size` knows it
         deep = _is_deep(picture)
         if deep or isinstance(picture, WebPImageFile):
             pixels = _by_opencv(picture, label, bit_depth)
         else:
             pixels = _by_pillow(picture)
-        orientation = _orientation(picture)
         del picture  # frees the decoder's copy before a turned one is made
         return _turned(pixels, orientation)
 
@@ -236,8 +241,10 @@ def _opened(
 
 def _file(source: str | Path | bytes, name: str) -> tuple[BinaryIO, str]:
     """The open file and what to call it."""
-    if isinstance(source, bytes):
+    if isinstance(source, bytes | bytearray | memoryview):
         return io.BytesIO(source), name
+    if not isinstance(source, str | Path):
+        raise ImageError(f"{name}: is no picture but {type(source).__name__}", "give a path, bytes or an array")
     try:
         path = Path(source)
         if path.is_fifo() or path.is_char_device():  # whose bytes may never come, or never end

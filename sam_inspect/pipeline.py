@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from sam_inspect.ask import ask
 from sam_inspect.assemble import Asked, Stages, stages_of_boxes, stages_of_recipe
 from sam_inspect.choose import choose
-from sam_inspect.config import ChooseConfig, RecipeConfig
+from sam_inspect.config import RecipeConfig
 from sam_inspect.errors import ImageError
 from sam_inspect.files import absolute
 from sam_inspect.images import MAX_PIXELS, read_image
 from sam_inspect.judge import judge, measure
 from sam_inspect.localize import Batching, Localizer
-from sam_inspect.localize.boxes import GivenBox, GivenBoxes
+from sam_inspect.localize.boxes import GivenBox, GivenBoxes, checked_box
 from sam_inspect.networks.graphs import TORCH, Runtime
 from sam_inspect.prompt import find_regions, plan_views
 from sam_inspect.recipe import Recipe
@@ -61,11 +61,11 @@ class Part:
         *,
         max_pixels: int = MAX_PIXELS,
     ) -> Part:
-        """A path, which is its name too; the bytes of a file; or an array. Raises ImageError."""
+        """A path, which is its name too; the bytes of a file; or an array. Raises ImageError, BoxesError."""
         start = time.perf_counter()
         image = read_image(source, name=name, max_pixels=max_pixels)
         label = str(source) if isinstance(source, str | Path) else name
-        given = None if boxes is None else [GivenBox(box, None) for box in boxes]
+        given = None if boxes is None else [checked_box(box, image.shape[:2], label) for box in boxes]
         return cls(label, image, 1000 * (time.perf_counter() - start), given)
 
 
@@ -176,6 +176,7 @@ class Inspector:
 
         Raises:
             ImageError: it cannot be read. (In `inspect_many` that is an Inspection with the verdict `error`.)
+            BoxesError: a box has no area or lies outside the image.
         """
         return next(self.inspect_together([Part.read(source, name, boxes)]))
 
@@ -233,8 +234,7 @@ class Inspector:
             boxes: x0, y0, x1, y1 in pixels.
         """
         localization = GivenBoxes([GivenBox(box, None) for box in boxes]).localize(image)
-        every_box = self.config.choose.model_copy(update={"duplicate_iou": 1.0})
-        outlines = self._outlines(image, localization, every_box, _Clock({}))
+        outlines = self._outlines(image, localization, _Clock({}))
         return [measure(outline, self.config.judge.pixel_size_mm) for outline in outlines]
 
     def refine(self, image: NDArray[np.uint8], found: Localization, threshold: float) -> Inspection:
@@ -249,27 +249,25 @@ class Inspector:
             raise ValueError("Inspector.refine: there is no map to refine")
         regions = find_regions(found.anomaly_map, found.original_hw, threshold, self.config.prompt)
         localization = replace(found, regions=regions)
-        outlines = self._outlines(image, localization, self.config.choose, _Clock({}))
+        outlines = self._outlines(image, localization, _Clock({}))
         return judge(outlines, localization, threshold, self.config.judge)
 
     def _inspect(self, part: Part, localization: Localization, localize_ms: float) -> Inspection:
         """What comes after the heatmap."""
         clock = _Clock({"read": part.read_ms, "localize": localize_ms})
-        outlines = self._outlines(part.image, localization, self.config.choose, clock)
+        outlines = self._outlines(part.image, localization, clock)
         threshold = self.threshold if self._given(part) is None else None
         inspection = judge(outlines, localization, threshold, self.config.judge)
         clock.ends("judge")
         return replace(inspection, image=part.name, timings_ms=clock.timings_ms)
 
-    def _outlines(
-        self, image: NDArray[np.uint8], localization: Localization, config: ChooseConfig, clock: _Clock
-    ) -> list[Outline]:
+    def _outlines(self, image: NDArray[np.uint8], localization: Localization, clock: _Clock) -> list[Outline]:
         """SAM's outline of each region; it does not run where there is none."""
         views = plan_views(localization.regions, localization.original_hw, self.config.prompt)
         clock.ends("prompt")
-        candidates = ask(self.segmenter, image, views, localization, config)
+        candidates = ask(self.segmenter, image, views, localization, self.config.choose)
         clock.ends("segment")
-        outlines = choose(candidates, localization, config)
+        outlines = choose(candidates, localization, self.config.choose)
         clock.ends("choose")
         return outlines
 

@@ -41,27 +41,34 @@ def find_regions(
     """
     low = min(threshold, config.floor * threshold)
     cell = max(original_hw[0] / anomaly_map.shape[0], original_hw[1] / anomaly_map.shape[1])
-    regions = [
-        _region(rise, window, part, config.blur_cells * cell, original_hw, STRONG * threshold)
-        for window, rise in _windows(anomaly_map, original_hw, low, threshold)
-        for part in _parts(rise, low, threshold, config.grow, SUMMIT_CELLS * cell / _scale_yx(rise, window)[0])
-    ]
+    regions = []
+    for window, rise, highest in _windows(anomaly_map, original_hw, low, threshold):
+        for part in _parts(rise, low, threshold, config.grow, SUMMIT_CELLS * cell / _scale_yx(rise, window)[0]):
+            region = _region(rise, window, part, config.blur_cells * cell, original_hw, STRONG * threshold)
+            # Between cells a lone peak is shaved: what rises above the threshold says so.
+            regions.append(region if region.score > threshold else replace(region, score=highest))
     return tuple(sorted(regions, key=lambda region: -region.score))
 
 
-def _windows(anomaly_map: Map, original_hw: tuple[int, int], low: float, threshold: float) -> Iterator[tuple[Box, Map]]:
-    """Parts of the image around what rises above `threshold`, each with the map there, as fine as is worth it."""
+def _windows(
+    anomaly_map: Map, original_hw: tuple[int, int], low: float, threshold: float
+) -> Iterator[tuple[Box, Map, float]]:
+    """Parts of the image around what rises above `threshold`, each with the map there, as fine as is worth it.
+
+    And the highest value of its cells.
+    """
     # Between cells the map is interpolated: a pixel above `low` has such a cell among its four nearest.
     above = cv2.dilate((anomaly_map > low).view(np.uint8), np.ones((3, 3), np.uint8)).view(bool)
     for cells in components(above):
         x0, y0, x1, y1 = cells.box_xyxy
-        if anomaly_map[y0:y1, x0:x1][cells.pixels].max() <= threshold:
+        highest = float(anomaly_map[y0:y1, x0:x1][cells.pixels].max())
+        if highest <= threshold:
             continue
         alone = anomaly_map.copy()
         alone[y0:y1, x0:x1][~cells.pixels] = low
         window = box_on_image(cells.box_xyxy, (0, 0, original_hw[1], original_hw[0]), anomaly_map.shape)
         grid_hw = work_hw((window[3] - window[1], window[2] - window[0]))
-        yield window, resize_window(alone, window, original_hw, grid_hw)
+        yield window, resize_window(alone, window, original_hw, grid_hw), highest
 
 
 def _scale_yx(rise: Map, window: Box) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 RECIPE, LOCALIZER, CALIBRATION = "recipe.yaml", "localizer.safetensors", "calibration.safetensors"
 METRICS, PROVENANCE, TUNING = "metrics.json", "provenance.json", "finetune"
-BASE, UNTUNED_CHOOSE = "base_sha256", "untuned_choose"
-READABLE = (2, SCHEMA_VERSION)
+BASE, UNTUNED_CHOOSE, END = "base_sha256", "untuned_choose", "whole"
+READABLE, FIRST_WITH_END = (2, 3, SCHEMA_VERSION), 4
 AGAIN = "copy the whole folder again, or train it again"
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -91,19 +92,14 @@ class Recipe:
 def save_recipe(recipe: Recipe) -> None:
     """Writes the folder; `recipe.yaml` goes first and comes last, so that a folder with one is whole.
 
-    A tuned decoder is `save_decoder`'s; one that was in the folder goes, with what proves it.
+    All of it is written beside what stands there first. A tuned decoder is `save_decoder`'s; one that was in the folder
+    goes, with what proves it.
 
     Raises:
-        OutputError: the folder cannot be written or the disk is full.
+        OutputError: the folder cannot be written or the disk is full; a recipe that stood there stays.
     """
     from safetensors.torch import save
 
-    folder = make_folder(recipe.folder)
-    with output_errors(folder):
-        (folder / RECIPE).unlink(missing_ok=True)
-        if (folder / TUNING).is_dir():
-            log.warning("%s: was tuned for the recipe that stood there, and goes with it", folder / TUNING)
-            shutil.rmtree(folder / TUNING)
     calibration = {"scores": recipe.calibration_scores, "pixels": recipe.calibration_pixels}
     contents = {
         LOCALIZER: save({name: tensor.contiguous() for name, tensor in recipe.tensors.items()}),
@@ -111,20 +107,39 @@ def save_recipe(recipe: Recipe) -> None:
         METRICS: _json(recipe.metrics),
         PROVENANCE: _json(recipe.provenance),
     }
-    for name, content in contents.items():
-        write_bytes(folder / name, content)
     document = {
         "schema_version": SCHEMA_VERSION,
         "config": recipe.config.model_dump(mode="json"),
         "localizer_facts": dict(recipe.facts),
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     }
-    _write_document(folder, document)
+    folder = make_folder(recipe.folder)
+    with output_errors(folder), tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as beside:
+        for name, content in contents.items():
+            write_bytes(Path(beside) / name, content)
+        write_text(Path(beside) / RECIPE, _yaml(document))
+        (folder / RECIPE).unlink(missing_ok=True)
+        for name in (*contents, RECIPE):
+            (Path(beside) / name).replace(folder / name)
+    _without_old_decoders(folder, document)
+    if (folder / TUNING).is_dir():
+        log.warning("%s: was tuned for the recipe that stood there, and goes with it", folder / TUNING)
+        shutil.rmtree(folder / TUNING, ignore_errors=True)
 
 
 def _write_document(folder: Path, document: Mapping[str, Any]) -> None:
     """`recipe.yaml`; then the decoders go that it does not name."""
-    write_text(folder / RECIPE, yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True))
+    write_text(folder / RECIPE, _yaml(document))
+    _without_old_decoders(folder, document)
+
+
+def _yaml(document: Mapping[str, Any]) -> str:
+    """With a last line that says so: without it, it is cut."""
+    inner = {key: value for key, value in document.items() if key != END}
+    return yaml.safe_dump(inner | {END: True}, sort_keys=False, allow_unicode=True)
+
+
+def _without_old_decoders(folder: Path, document: Mapping[str, Any]) -> None:
     for stale in folder.glob("decoder-*.safetensors"):
         if stale.name not in document["files"]:
             stale.unlink(missing_ok=True)
@@ -202,13 +217,16 @@ def load_recipe(folder: Path) -> Recipe:
 
 
 def _json(data: Mapping[str, Any]) -> bytes:
-    return (json.dumps(dict(data), indent=2, ensure_ascii=False) + "\n").encode()
+    """In ASCII: a name out of a folder may be no Unicode."""
+    return (json.dumps(dict(data), indent=2) + "\n").encode()
 
 
 def _document(folder: Path) -> dict[str, Any]:
     """`recipe.yaml`, of this program's schema."""
     path = folder / RECIPE
     if not path.is_file():
+        if folder.is_file():
+            raise RecipeError(f"{folder}: is a file", f"name the folder of a recipe, such as {folder.parent}")
         what = "holds no recipe.yaml" if folder.is_dir() else "does not exist"
         raise RecipeError(f"{folder}: {what}", f"train a recipe: sam-inspect train DATA --recipe {folder}")
     try:
@@ -224,6 +242,8 @@ def _document(folder: Path) -> dict[str, Any]:
     missing = [key for key in ("config", "localizer_facts", "files") if not isinstance(document.get(key), dict)]
     if missing:
         raise RecipeError(f"{path}: lacks {missing[0]!r}", AGAIN)
+    if version >= FIRST_WITH_END and document.get(END) is not True:
+        raise RecipeError(f"{path}: is cut, its last line is not `{END}: true`", AGAIN)
     return document
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sam_inspect.assemble import adjusted, pick_device, sam_of
+from sam_inspect.assemble import adjusted, build_segmenter, pick_device, sam_of
 from sam_inspect.config import RecipeConfig, StageConfig
 from sam_inspect.datasets import good_images
 from sam_inspect.errors import ConfigError, DatasetError, ImageError, UsageError
@@ -68,6 +68,7 @@ def train_recipe(
         raise UsageError(f"{folder}: holds an export", "give another --recipe")
     images = _readable(good_images(data), data, progress)
     place = pick_device(device)
+    build_segmenter(config, place)  # what is wrong with it is said now
     sam = sam_of(config, place)
     make_folder(folder)  # before minutes of work, not after them
     start = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -184,6 +185,14 @@ def test_quiet_keeps_warnings_and_results(capsys: pytest.CaptureFixture[str]) ->
     said = capsys.readouterr()
     assert said.err == "warning: a.png: is cut\n"
     assert "pass" in said.out
+
+
+def test_a_path_that_a_terminal_cannot_show_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    with console.session(True, False):
+        print("Gehäuse", flush=True)
+    assert shown.getvalue() == b"Geh\\xe4use\n"
 
 
 def test_a_table_in_a_pipe_is_never_cut(capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,6 +112,19 @@ def test_a_quoted_glob_gives_the_pictures_it_matches(pictures: Path, pattern: st
     assert names(find_images([str(pictures / pattern)]), pictures) == expected
 
 
+def test_a_glob_that_matches_folders_gives_what_is_in_them(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.png").mkdir()
+    (tmp_path / "a.png" / "b.png").write_bytes(b"x")
+    for pattern in ("*", "*.png", "**"):
+        assert names(find_images([str(tmp_path / pattern)]), tmp_path) == ["a.png/b.png"]
+
+
+def test_bytes_of_any_kind_are_a_picture() -> None:
+    data = encoded(Image.new("RGB", (3, 2)), "PNG")
+    assert read_image(memoryview(data)).shape == read_image(bytearray(data)).shape == (2, 3, 3)  # type: ignore[arg-type]
+
+
 def test_a_file_whose_name_looks_like_a_glob_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "part[1].png").write_bytes(b"x")
     assert find_images([str(tmp_path / "part[1].png")]) == [tmp_path / "part[1].png"]
@@ -363,7 +376,7 @@ def lying_png() -> bytes:
 
 
 def test_nothing_is_no_picture() -> None:
-    with pytest.raises(ImageError, match="None: cannot be read"):
+    with pytest.raises(ImageError, match="image: is no picture but NoneType"):
         read_image(None)  # type: ignore[arg-type]
 
 

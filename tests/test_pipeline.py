@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sam_inspect import pipeline
 from sam_inspect.batch import inspect_folder
 from sam_inspect.config import PromptConfig, RecipeConfig
-from sam_inspect.errors import ImageError, UsageError
+from sam_inspect.errors import BoxesError, ImageError, UsageError
 from sam_inspect.images import find_images
 from sam_inspect.localize.boxes import read_boxes
 from sam_inspect.pipeline import LEAST_AHEAD, MOST_AHEAD, Inspector
@@ -239,6 +239,29 @@ def test_an_image_that_is_taken_away_meanwhile_is_an_error_and_the_run_goes_on(t
     assert (run.failed, run.errors) == (2, 1)
     assert "b.png" in (tmp_path / "out" / "results.jsonl").read_text()
     assert run.page is not None
+
+
+def test_an_image_that_is_replaced_meanwhile_by_one_of_another_size_is_an_error(tmp_path: Path) -> None:
+    """As a camera's latest.png."""
+    file = tmp_path / "latest.png"
+    cv2.imwrite(str(file), part((32, 40)))
+
+    class Replaced(Inspector):
+        def inspect_many(self, paths: Iterable[str | Path]) -> Iterator[Inspection]:
+            for inspection in super().inspect_many(paths):
+                cv2.imwrite(inspection.image, part((32, 40))[:50, :60])
+                yield inspection
+
+    replaced = Replaced(RecipeConfig(), BoxFiller(), localizer=Brightness(), threshold=THRESHOLD)
+    run = inspect_folder(replaced, [file], tmp_path / "out", progress=silent)
+    assert (run.failed, run.errors) == (0, 1)
+    assert "was replaced while it was inspected" in (tmp_path / "out" / "results.jsonl").read_text()
+
+
+@pytest.mark.parametrize("box", [(10, 10, 5, 20), (500, 500, 600, 600), (1, 1, float("nan"), 9), (1, 2, 3)])
+def test_a_box_that_cannot_be_is_refused(inspector: Inspector, box: Any) -> None:
+    with pytest.raises(BoxesError, match="line 3: box"):
+        inspector.inspect(part(), "line 3", boxes=[box])
 
 
 def test_an_earlier_runs_pictures_are_known_however_its_folder_is_spelt(

@@ -132,6 +132,7 @@ def test_every_peak_above_the_threshold_lies_in_a_region(seed: int, share: float
     threshold = share * float(noise.max())
     regions = find_regions(noise, HW, threshold, CONFIG)
     assert bool(regions) == bool(noise.max() > threshold)
+    assert all(region.score > threshold for region in regions)
     full = resize_map(noise, HW)
     if full.max() > threshold:
         y, x = np.unravel_index(int(full.argmax()), HW)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sam_inspect.config import RecipeConfig, StageConfig
-from sam_inspect.errors import DatasetError, WeightsError
+from sam_inspect.errors import DatasetError, SamInspectError, WeightsError
 from sam_inspect.images import read_size
 from sam_inspect.localize import memory_bank
 from sam_inspect.pipeline import Inspector
@@ -108,6 +108,21 @@ def test_a_training_that_fails_leaves_the_recipe_that_was_there(
     with pytest.raises(KeyboardInterrupt):
         train(plates, folder)
     assert same(load_recipe(folder), recipe)
+
+
+@pytest.mark.parametrize(
+    ("segmenter", "says"),
+    [
+        (StageConfig(name="mobile_smm"), "did you mean mobile_sam"),
+        (StageConfig(name="mobile_sam", args={"weigths": "x"}), "did you mean 'weights'"),
+    ],
+)
+def test_a_segmenter_that_cannot_be_is_refused_before_minutes_of_work(
+    segmenter: StageConfig, says: str, plates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_bank, "_gather", None)
+    with pytest.raises(SamInspectError, match=says):
+        train_recipe(plates, tmp_path / "r", RecipeConfig(segmenter=segmenter), progress=silent)
 
 
 def test_a_recipe_is_refused_with_another_sam_than_it_was_trained_for(recipe: Recipe, tmp_path: Path) -> None:

@@ -108,8 +108,7 @@ class Probe:
 
     def box_masks(self, sam: Sam, config: ChooseConfig) -> list[CropMask]:
         """What a decoder outlines in the ground-truth boxes."""
-        every_box = config.model_copy(update={"duplicate_iou": 1.0})
-        return self.boxes.chosen(self.boxes.candidates(sam, config), every_box)
+        return self.boxes.chosen(self.boxes.candidates(sam, config), config)
 
     def found_masks(self, sam: Sam, config: ChooseConfig) -> list[CropMask]:
         """What a decoder outlines in the localizer's regions."""

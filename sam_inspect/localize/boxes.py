@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -32,6 +33,17 @@ class GivenBox:
 
     box_xyxy: Xyxy
     label: str | None
+
+
+def checked_box(box: Sequence[float], original_hw: tuple[int, int], image: str) -> GivenBox:
+    """A box of an image called so. Raises BoxesError: it is no four numbers, has no area, or lies outside."""
+    shown, (height, width) = ", ".join(f"{side:g}" for side in box), original_hw
+    if len(box) != 4 or not all(map(math.isfinite, box)) or box[0] >= box[2] or box[1] >= box[3]:
+        raise BoxesError(f"{image}: box {shown} has no area", "give x0, y0, x1, y1 with x0 < x1 and y0 < y1")
+    x0, y0, x1, y1 = box
+    if clip_box((x0, y0, x1, y1), original_hw) is None:
+        raise BoxesError(f"{image}: box {shown} lies outside the image, {width} x {height}", "boxes are in its pixels")
+    return GivenBox((x0, y0, x1, y1), None)
 
 
 @dataclass(frozen=True, slots=True)

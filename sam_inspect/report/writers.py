@@ -135,7 +135,7 @@ class ResultsLog:
     Safe to call from several threads. A killed run loses at most the line that was being written.
 
     Attributes:
-        problems: one line of text for each line of results.jsonl that could not be read (and is thus inspected again).
+        problems: one line of text for what was in the folder and could not be read (and is thus inspected again).
 
     Raises:
         OutputError: the folder cannot be written.
@@ -179,8 +179,8 @@ class ResultsLog:
         known = self._known.get(absolute(image))
         if known is None or known.fingerprint != fingerprint:
             return False
-        line = self._lines.get(known.image)
-        return line is not None and _checksum(line) == known.checksum and json.loads(line)["verdict"] != "error"
+        line = self._lines.get(known.path)
+        return line is not None and json.loads(line)["verdict"] != "error"
 
     def append(self, inspection: Inspection, fingerprint: str) -> None:
         """Writes one result, at once.
@@ -199,8 +199,7 @@ class ResultsLog:
             known = _Known(path, inspection.image, name, fingerprint, _checksum(line))
             _append_line(self._results_file, self._results, line)
             _append_line(self._resume_file, self._resume, _resume_line(known))
-            self._lines[inspection.image] = line
-            self._known[path] = known
+            self._lines[path], self._known[path] = line, known
 
     def finish(self, images: Sequence[str]) -> list[Inspection]:
         """Rewrites results.jsonl with the results of `images` in their order; those of other images are set aside.
@@ -224,8 +223,7 @@ class ResultsLog:
 
     def _asked(self, images: Sequence[str]) -> Iterator[tuple[str, Inspection]]:
         for image in dict.fromkeys(images):
-            known = self._known.get(absolute(image))
-            line = self._lines.get(known.image if known else image)
+            line = self._lines.get(absolute(image))
             if line is None:
                 continue
             try:
@@ -240,11 +238,13 @@ class ResultsLog:
             image = spelling.get(path)
             if image is not None:
                 yield _resume_line(_Known(path, image, known.name, known.fingerprint, asked[image]))
-            elif known.image in self._lines:
-                yield _resume_line(known, self._lines[known.image])
+            elif path in self._lines:
+                yield _resume_line(known, self._lines[path])
 
     def _read(self) -> None:
-        for _, line in _whole_lines(self._resume):
+        """Each image's own line: two images may be spelled alike, from two working folders."""
+        written = {(_image_of(line), _checksum(line)): line for line in _whole_lines(self._results)}
+        for line in _whole_lines(self._resume):
             try:
                 row = json.loads(line)
                 result = row.pop("result", None)
@@ -252,13 +252,13 @@ class ResultsLog:
             except (ValueError, TypeError, AttributeError):
                 continue  # Without it the image is inspected again: nothing is lost.
             self._known[known.path] = known
-            if result is not None:
-                self._lines[known.image] = result
-        for number, line in _whole_lines(self._results):
-            try:
-                self._lines[json.loads(line)["image"]] = line
-            except (ValueError, TypeError, KeyError):
-                self.problems.append(f"{self._results}: line {number} cannot be read; its image is inspected again")
+            self._lines[known.path] = result or written.get((known.image, known.checksum), "")
+        self._lines = {
+            path: line for path, line in self._lines.items() if _checksum(line) == self._known[path].checksum
+        }
+        if lost := [known.image for path, known in self._known.items() if path not in self._lines]:
+            some = f"{len(lost)} results cannot be read or were changed, such as that of {lost[0]}"
+            self.problems.append(f"{self._results}: {some}; inspected again where asked for")
 
 
 def _resume_line(known: _Known, result: str | None = None) -> str:
@@ -266,12 +266,19 @@ def _resume_line(known: _Known, result: str | None = None) -> str:
     return json.dumps(row if result is None else {**row, "result": result})
 
 
+def _image_of(line: str) -> str | None:
+    try:
+        return str(json.loads(line)["image"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
 def _checksum(line: str) -> int:
     return zlib.crc32(line.encode())
 
 
-def _whole_lines(path: Path) -> list[tuple[int, str]]:
-    """(number from 1, text) of each line that has its end; what a killed run left of the last one is cut off.
+def _whole_lines(path: Path) -> list[str]:
+    """Each line that has its end; what a killed run left of the last one is cut off.
 
     Raises:
         OutputError: the file cannot be read.
@@ -282,7 +289,7 @@ def _whole_lines(path: Path) -> list[tuple[int, str]]:
         if cut:
             os.truncate(path, len(data) - len(cut))
     text = whole.decode("utf-8", "replace")
-    return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return [line for line in text.split("\n") if line.strip()]
 
 
 def _append_line(file: io.FileIO, path: Path, line: str) -> None:
