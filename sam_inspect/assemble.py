@@ -237,7 +237,7 @@ def _as_trained(segmenter: Segmenter, recipe: Recipe) -> Segmenter:
     """The segmenter with the recipe's tuned decoder, where it has one.
 
     Raises:
-        WeightsError: its weights are others than those that the recipe was trained for.
+        WeightsError: its weights are not those that the recipe was trained for.
     """
     known = recipe.provenance.get("segmenter_weights", {}).get("sha256")  # Recipes of before November 2026 have none.
     found = getattr(segmenter, "sha256", known)

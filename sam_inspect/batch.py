@@ -103,7 +103,7 @@ def open_inspector(
         RecipeError, BoxesError, WeightsError, PluginError: what it names cannot be used.
     """
     if threshold is not None and not math.isfinite(threshold):
-        raise UsageError(f"--threshold {threshold}: is no score", "give a number")
+        raise UsageError(f"--threshold {threshold}: is not a score", "give a number")
     if threshold is not None and false_reject_rate is not None:
         raise UsageError("--threshold and --false-reject-rate both set the threshold", "give one of them")
     if boxes is not None:

@@ -216,7 +216,7 @@ def parse_threads(text: str) -> list[int]:
     except ValueError:
         counts = [0]
     if min(counts) < 1:
-        raise UsageError(f"--threads {text}: is no list of numbers above 0", "give for example 1,2")
+        raise UsageError(f"--threads {text}: is not a list of numbers above 0", "give for example 1,2")
     return counts
 
 

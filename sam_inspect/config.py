@@ -92,7 +92,7 @@ class RecipeConfig(Section):
 
 
 def find_config(name: str) -> RecipeConfig:
-    """A ready recipe by name (`default`, `fast`, `fine`, `accurate`), or a YAML file.
+    """A ready recipe by name (those of the folder `configs`), or a YAML file.
 
     Raises:
         ConfigError: no such name or file, no YAML, an unknown key, a value out of range.
@@ -129,7 +129,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})", "check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: is no YAML ({reason})", "mend it") from None
+        raise ConfigError(f"{path}: is not YAML ({reason})", "fix it") from None
     if data is None:
         return {}
     if not isinstance(data, dict):

@@ -76,7 +76,7 @@ def diagnose(device: str = "auto") -> Diagnosis:
     findings += _opencv_findings() + _device_findings(device)
     findings += [finding for state in weights if (finding := _weights_finding(state))]
     findings += [
-        Finding(row.error, f"mend or uninstall {row.package}", True)
+        Finding(row.error, f"fix or uninstall {row.package}", True)
         for row in plugins
         if row.error and not row.extra_missing
     ]

@@ -22,7 +22,8 @@ SamInspectError
     ├── Conflict          1, 409   the same idempotency key with another image
     ├── QueueFull         1, 429   as much is waiting as may wait
     ├── Draining          1, 503   it is stopping
-    └── TooLate           1, 504   the deadline passed before its turn
+    ├── TooLate           1, 504   the deadline passed before its turn
+    └── ClientGone        1, 499   whoever asked went away
 """
 
 from __future__ import annotations
@@ -180,6 +181,12 @@ class TooLate(ServiceError):
     """The deadline passed before its turn came."""
 
     http_status = 504
+
+
+class ClientGone(ServiceError):
+    """Whoever asked went away while it waited."""
+
+    http_status = 499
 
 
 @contextmanager

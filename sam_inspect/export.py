@@ -87,7 +87,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """`900x600`, width by height, as (600, 900). Raises UsageError."""
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise UsageError(f"--size {text}: is no size", "give width and height in pixels, such as 900x600")
+        raise UsageError(f"--size {text}: is not a size", "give width and height in pixels, such as 900x600")
     return int(height), int(width)
 
 

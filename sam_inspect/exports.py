@@ -83,11 +83,11 @@ def load_export(folder: Path) -> Export:
             pad_with=tuple(map(float, facts["encoder"]["pad_with"])),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise RecipeError(f"{folder / FACTS}: lacks or garbles {error}", AGAIN) from None
+        raise RecipeError(f"{folder / FACTS}: {error} is missing or malformed", AGAIN) from None
 
 
 def _refuse(number: str) -> None:
-    raise ValueError(f"{number} is no number of JSON")
+    raise ValueError(f"{number} is not a JSON number")
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _facts(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: cannot be read ({' '.join(str(error).split())})", AGAIN) from None
     if not isinstance(facts, dict) or not isinstance(facts.get("schema_version"), int):
-        raise RecipeError(f"{path}: says no schema_version", AGAIN)
+        raise RecipeError(f"{path}: has no schema_version", AGAIN)
     if facts["schema_version"] != SCHEMA:
         newer = facts["schema_version"] > SCHEMA
         remedy = "update sam-inspect, or export it again with this one" if newer else "export it again"

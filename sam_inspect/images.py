@@ -244,7 +244,7 @@ def _file(source: str | Path | bytes, name: str) -> tuple[BinaryIO, str]:
     if isinstance(source, bytes | bytearray | memoryview):
         return io.BytesIO(source), name
     if not isinstance(source, str | Path):
-        raise ImageError(f"{name}: is no picture but {type(source).__name__}", "give a path, bytes or an array")
+        raise ImageError(f"{name}: is not a picture but {type(source).__name__}", "give a path, bytes or an array")
     try:
         path = Path(source)
         if path.is_fifo() or path.is_char_device():  # whose bytes may never come, or never end

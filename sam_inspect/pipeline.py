@@ -117,11 +117,11 @@ class Inspector:
             false_reject_rate: calibrates to this share of good parts instead of the recipe's, above 0 and below 1.
             min_area_px: instead of the recipe's.
             tuned: False for the recipe as it was before its decoder was tuned.
-            runtime: what runs the networks: `torch`, `openvino`, `onnx`, or `auto` for the fastest here.
+            runtime: what runs the networks: `torch`, `openvino`, `onnx`, `compiled` (on a GPU) or `auto`, the fastest.
             precision: `f32` or `bf16`; `auto` is f32. Both `auto`: those that `bench --check` put into the recipe.
 
         Raises:
-            RecipeError, WeightsError, PluginError, ConfigError: what was asked for cannot be.
+            RecipeError, WeightsError, PluginError, ConfigError, UsageError: what was asked for cannot be.
         """
         asked = Asked(device, threshold, false_reject_rate, min_area_px, tuned, runtime, precision)
         return cls._of(stages_of_recipe(Path(folder), asked))

@@ -93,13 +93,13 @@ def _load(point: EntryPoint) -> type:
     except Exception as error:  # a plugin's module is somebody else's code: it may raise anything
         raise _broken(point, error) from error
     if not isinstance(loaded, type):
-        raise PluginError(f"{point.name}: the plugin {point.value} is no class", "name a class in its entry point")
+        raise PluginError(f"{point.name}: the plugin {point.value} is not a class", "name a class in its entry point")
     return loaded
 
 
 def _broken(point: EntryPoint, error: Exception) -> PluginError:
     problem = f"{point.name}: the plugin {point.value} does not load ({type(error).__name__}: {error})"
-    return PluginError(problem, f"mend or uninstall the package {_package(point)}")
+    return PluginError(problem, f"fix or uninstall the package {_package(point)}")
 
 
 def missing_extra(error: ModuleNotFoundError) -> ExtraMissing | None:

@@ -47,7 +47,7 @@ class Recipe:
     Attributes:
         folder: where it lies.
         config: every choice, defaults included.
-        tensors: what the localizer learned; None of its values is interpreted here.
+        tensors: what the localizer learned; not interpreted here.
         facts: plain data that the localizer keeps beside its tensors.
         calibration_scores: (n,) float32 scores of good images, each by a fit that had not seen it.
         calibration_pixels: (1001,) float32 quantiles of the values of their anomaly maps.
@@ -234,7 +234,7 @@ def _document(folder: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({' '.join(str(error).split())})", AGAIN) from None
     if not isinstance(document, dict) or not isinstance(document.get("schema_version"), int):
-        raise RecipeError(f"{path}: says no schema_version", AGAIN)
+        raise RecipeError(f"{path}: has no schema_version", AGAIN)
     version = document["schema_version"]
     if version not in READABLE:
         remedy = "update sam-inspect, or train it again with this one" if version > SCHEMA_VERSION else "train it again"

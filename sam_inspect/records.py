@@ -64,7 +64,7 @@ class Region:
     """A candidate defect: where the anomaly map (or a given box) says that something is.
 
     Attributes:
-        box_xyxy: the box of what shows so: that of `mask`, drawn in by the blur of the map; or the given box.
+        box_xyxy: the defect's box: that of `mask`, narrowed by the blur of the map; or the given box.
         peak_xy: (x, y) of its highest value, pixels.
         score: the anomaly map's highest value in it; 1.0 for a given box.
         mask: the heatmap's own mask; None for a given box, which has no pixels.
@@ -256,7 +256,8 @@ class Inspection:
         image: the image's path as it was given, or its name.
         verdict: `pass`, `fail`, or `error` for an image that could not be read.
         score: the image's anomaly score; None for an error.
-        threshold: scores above it fail; None for an error, and where boxes were given.
+        threshold: scores above it fail, unless all defects are smaller than `min_area_px`; None for an error, and
+            where boxes were given.
         defects: highest score first.
         original_hw: (H, W) pixels; None for an error.
         error: what is wrong and the remedy, one line, for an error.

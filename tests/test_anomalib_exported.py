@@ -139,13 +139,13 @@ def test_damaged_and_foreign_files_are_named(
 ) -> None:
     assert "No such file" in refusal(good_plates, tmp_path / "none.onnx")
     (tmp_path / "cut.onnx").write_bytes(exports.onnx.read_bytes()[:1000])
-    assert "is no ONNX model" in refusal(good_plates, tmp_path / "cut.onnx")
+    assert "is not an ONNX model" in refusal(good_plates, tmp_path / "cut.onnx")
     xml = shutil.copy(exports.openvino, tmp_path / "model.xml")
     with pytest.raises(WeightsError, match=r"model\.bin: No such file"):
         read_files(Path(xml))
     (tmp_path / "model.bin").write_bytes(b"")
     assert "openvino cannot run it" in refusal(good_plates, Path(xml))
-    assert "is no exported model" in refusal(good_plates, tmp_path / "model.pt")
+    assert "is not an exported model" in refusal(good_plates, tmp_path / "model.pt")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert "install sam-inspect[onnx]" in refusal(good_plates, exports.onnx)
 

@@ -227,10 +227,10 @@ def test_a_picture_that_cannot_be_read_is_no_error_here(pictures, tmp_path: Path
     [
         ("a.png,50,60,40,90", ["line 2", "x 50 to 40"]),
         ("a.png,50,60,60,60", ["line 2", "y 60 to 60"]),
-        ("a.png,a,60,40,90", ["line 2", "'a' is no number"]),
-        ("a.png,nan,60,70,90", ["line 2", "'nan' is no number"]),
-        ("a.png,0,0,1e400,90", ["line 2", "is no number"]),
-        ("a.png,0,,70,90", ["line 2", "'' is no number"]),
+        ("a.png,a,60,40,90", ["line 2", "'a' is not a number"]),
+        ("a.png,nan,60,70,90", ["line 2", "'nan' is not a number"]),
+        ("a.png,0,0,1e400,90", ["line 2", "is not a number"]),
+        ("a.png,0,,70,90", ["line 2", "'' is not a number"]),
         ("a.png,100,0,120,20", ["line 2", "100, 0, 120, 20 lies outside the image a.png, 100 x 80"]),
         ("a.png,-9,-9,0,0", ["line 2", "outside"]),
         ("a.png,1,2,3", ["line 2", "has 4 columns"]),
@@ -249,7 +249,7 @@ def test_a_box_that_cannot_be_is_named_with_its_line(pictures, tmp_path: Path, r
         ("0 0.5 0.5 -0.2 0.5", ["a.txt, line 1", "no area"]),
         ("0 50 50 20 20", ["a.txt, line 1", "outside", "shares"]),
         ("0 0.5 0.5", ["a.txt, line 1", "3 columns"]),
-        ("dent 0.5 0.5 0.2 0.2", ["a.txt, line 1", "'dent' is no number"]),
+        ("dent 0.5 0.5 0.2 0.2", ["a.txt, line 1", "'dent' is not a number"]),
     ],
 )
 def test_a_yolo_line_that_cannot_be_is_named(pictures, tmp_path: Path, line: str, words: list[str]) -> None:
@@ -263,9 +263,9 @@ def test_a_yolo_line_that_cannot_be_is_named(pictures, tmp_path: Path, line: str
     ("content", "words"),
     [
         (coco("a.png", boxes=[[10, 20, 0, 40]]), ["annotation 0", "no area"]),
-        (coco("a.png", boxes=[[10, 20, "?", 40]]), ["annotation 0", "'?' is no number"]),
-        (coco("a.png", boxes=[[10, 20, True, 40]]), ["annotation 0", "True is no number"]),
-        (coco("a.png", boxes=[[10, 20, 30]]), ["annotation 0", "is no box"]),
+        (coco("a.png", boxes=[[10, 20, "?", 40]]), ["annotation 0", "'?' is not a number"]),
+        (coco("a.png", boxes=[[10, 20, True, 40]]), ["annotation 0", "True is not a number"]),
+        (coco("a.png", boxes=[[10, 20, 30]]), ["annotation 0", "is not a box"]),
         (
             {
                 "images": [{"id": 1, "file_name": "a.png", "width": 50, "height": 40}],
@@ -274,15 +274,15 @@ def test_a_yolo_line_that_cannot_be_is_named(pictures, tmp_path: Path, line: str
             ["annotation 0", "a.png is 100 x 80, and 50 x 40 in the file"],
         ),
         ({"images": [], "annotations": [{"image_id": 4}]}, ["annotation 0", "no image has the id 4"]),
-        ({"images": [{"id": 1}], "annotations": []}, ["no COCO", "file_name"]),
-        ({"images": 3, "annotations": []}, ["no COCO"]),
+        ({"images": [{"id": 1}], "annotations": []}, ["not valid COCO", "file_name"]),
+        ({"images": 3, "annotations": []}, ["not valid COCO"]),
         ({"images": [], "annotations": []}, ["names none of the given images (0 names)"]),
         ([[1, 2, 3, 4]], ["neither COCO's images and annotations nor boxes by image"]),
-        ({"a.png": [1, 2, 3, 4]}, ["box 1 of a.png", "1 is no box"]),
+        ({"a.png": [1, 2, 3, 4]}, ["box 1 of a.png", "1 is not a box"]),
         ({"a.png": [], "b.png": [[5, 6, 5, 9]]}, ["box 1 of b.png", "x 5 to 5"]),
-        ('{"images": [', ["no valid JSON"]),
-        ("[" * 100_000, ["no valid JSON"]),
-        ('{"a.png": [[1, 2, NaN, 4]]}', ["nan is no number"]),
+        ('{"images": [', ["not valid JSON"]),
+        ("[" * 100_000, ["not valid JSON"]),
+        ('{"a.png": [[1, 2, NaN, 4]]}', ["nan is not a number"]),
     ],
 )
 def test_json_that_cannot_be_used(pictures, tmp_path: Path, content: object, words: list[str]) -> None:
@@ -298,9 +298,9 @@ def test_json_that_cannot_be_used(pictures, tmp_path: Path, content: object, wor
     [
         ("boxes.csv", b"picture,left,top\na.png,1,2\n", "names no columns of a box .*begin the file with"),
         ("boxes.csv", b"", "names none of the given images"),
-        ("boxes.csv", b"\xff\xfe\x00i", "is no UTF-8 text"),
-        ("boxes.csv", b'image,x0,y0,x1,y1\n"' + b"a" * 200_000, "is no CSV"),
-        ("boxes.xml", b"<boxes/>", "is no kind of boxes file"),
+        ("boxes.csv", b"\xff\xfe\x00i", "is not UTF-8 text"),
+        ("boxes.csv", b'image,x0,y0,x1,y1\n"' + b"a" * 200_000, "is not CSV"),
+        ("boxes.xml", b"<boxes/>", "is not a kind of boxes file"),
         ("boxes.txt", b"0 0.5 0.5 0.1 0.1", "folder of YOLO"),
     ],
 )

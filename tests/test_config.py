@@ -76,7 +76,7 @@ def test_a_name_like_no_other_is_answered_with_all_there_are() -> None:
         ("judge: {min_area_px: many}", r"judge.min_area_px: .*got 'many'"),
         ("localizer: {args: {}}", r"localizer.name: Field required"),
         ("- a list", r"holds list where keys are expected"),
-        ("a: [1", r"is no YAML"),
+        ("a: [1", r"is not YAML"),
         ("0", r"holds int where keys are expected"),
         ("prompt: null", r"prompt: "),
     ],
@@ -93,7 +93,7 @@ def test_each_slip_is_one_line_that_names_the_file_the_key_and_what_to_do(writte
 def test_a_binary_file_is_no_yaml(tmp_path: Path) -> None:
     path = tmp_path / "image.yaml"
     path.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
-    with pytest.raises(ConfigError, match="is no YAML"):
+    with pytest.raises(ConfigError, match="is not YAML"):
         find_config(str(path))
 
 

@@ -70,8 +70,8 @@ def test_what_is_no_whole_export_is_refused(folder: Path) -> None:
     for content, problem in (
         (facts(schema_version=3), "its schema is 3, this program's is 2; update sam-inspect"),
         (facts(schema_version=1), "its schema is 1, this program's is 2; export it again"),
-        ({"format": "onnx"}, "says no schema_version"),
-        ({name: value for name, value in facts().items() if name != "heatmap"}, "lacks or garbles 'heatmap'"),
+        ({"format": "onnx"}, "has no schema_version"),
+        ({name: value for name, value in facts().items() if name != "heatmap"}, "'heatmap' is missing or malformed"),
         (facts(sha256={"../recipe.yaml": "0"}), "recipe.yaml: cannot be read"),
     ):
         write(folder, content)

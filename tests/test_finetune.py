@@ -130,7 +130,7 @@ def test_a_split_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("image,part\na,train\nb,test\n", "group g is in train and in test"),
-        ("image,part\nc,train\n", "line 2: c is no labelled image"),
+        ("image,part\nc,train\n", "line 2: c is not a labelled image"),
         ("image,part\na,test\n./a, train\n", "line 3: a stands there a second time"),
         ("image,part\na,learn\n", "line 2: its part is 'learn'"),
         ("image,part\na,test\n", "nothing is in train"),
@@ -424,7 +424,7 @@ def test_a_preset_is_what_the_study_says() -> None:
 def test_a_curve_is_numbers() -> None:
     assert parse_curve("5, 1,5") == (1, 5)
     assert parse_curve("") == ()
-    with pytest.raises(UsageError, match="'x' is no number"):
+    with pytest.raises(UsageError, match="'x' is not a number"):
         parse_curve("1,x")
 
 

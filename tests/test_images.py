@@ -376,7 +376,7 @@ def lying_png() -> bytes:
 
 
 def test_nothing_is_no_picture() -> None:
-    with pytest.raises(ImageError, match="image: is no picture but NoneType"):
+    with pytest.raises(ImageError, match="image: is not a picture but NoneType"):
         read_image(None)  # type: ignore[arg-type]
 
 

@@ -59,7 +59,7 @@ def test_only_the_plugin_that_is_named_is_imported(install: Install) -> None:
         ("def Broken(:", "SyntaxError"),
         ("raise OSError('no camera driver')", "OSError: no camera driver"),
         ("Other = 1", "AttributeError"),
-        ("Broken = 1", "is no class"),
+        ("Broken = 1", "is not a class"),
     ],
 )
 def test_a_broken_plugin_breaks_only_who_names_it(install: Install, code: str, reason: str) -> None:

@@ -124,9 +124,9 @@ def test_a_damaged_file_is_named(recipe: Recipe, name: str, damage: Callable[[Pa
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "says no schema_version"),
-        ("[1, 2]", "says no schema_version"),
-        ("schema_version: one", "says no schema_version"),
+        ("", "has no schema_version"),
+        ("[1, 2]", "has no schema_version"),
+        ("schema_version: one", "has no schema_version"),
         ("a: [1", "cannot be read"),
         (f"schema_version: {SCHEMA_VERSION}\n", "lacks 'config'"),
         (f"schema_version: {SCHEMA_VERSION}\nconfig: {{}}\nlocalizer_facts: {{}}\nfiles: [a]\n", "lacks 'files'"),

@@ -529,7 +529,7 @@ def test_states_under_the_usual_keys_and_nothing_else(tensors: dict[str, torch.T
     assert torch.equal(read_tensors(tmp_path / "a.pt")["a.weight"], tensors["a.weight"])
     for number, content in enumerate(([1, 2], {}, {"epoch": 3}, torch.zeros(3))):
         torch.save(content, tmp_path / f"{number}.pt")
-        with pytest.raises(WeightsError, match=r"no state dict|is no tensor"):
+        with pytest.raises(WeightsError, match=r"no state dict|is not a tensor"):
             read_tensors(tmp_path / f"{number}.pt")
 
 
@@ -563,7 +563,7 @@ def test_an_unknown_file_is_kept_only_with_a_name_that_it_fits(data: bytes, tmp_
 @pytest.mark.parametrize("name", ["../out", "a/b", "", ".hidden", "a b"])
 def test_a_name_leads_nowhere_but_into_the_cache(name: str, data: bytes, tmp_path: Path) -> None:
     (tmp_path / "mine.pt").write_bytes(data)
-    with pytest.raises(WeightsError, match="no name of weights"):
+    with pytest.raises(WeightsError, match="not a name for weights"):
         add_weights(str(tmp_path / "mine.pt"), name=name)
 
 

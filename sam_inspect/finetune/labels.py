@@ -177,12 +177,13 @@ def read_split(file: Path, labels: Sequence[Label]) -> list[Fold]:
     parts: dict[str, list[int]] = {part: [] for part in PARTS}
     for line, row in csv_rows(file, "image", "part"):
         name, part = as_name(row["image"] or ""), (row["part"] or "").strip()
+        where = f"{file}: line {line}"
         if name not in places:
-            raise DatasetError(f"{file}: line {line}: {name} is no labelled image", "give paths from the data folder")
+            raise DatasetError(f"{where}: {name} is not a labelled image", "give paths from the data folder")
         if any(places[name] in named for named in parts.values()):
-            raise DatasetError(f"{file}: line {line}: {name} stands there a second time", "name each image once")
+            raise DatasetError(f"{where}: {name} stands there a second time", "name each image once")
         if part not in parts:
-            raise DatasetError(f"{file}: line {line}: its part is {part!r}", f"give one of {', '.join(PARTS)}")
+            raise DatasetError(f"{where}: its part is {part!r}", f"give one of {', '.join(PARTS)}")
         parts[part].append(places[name])
     both = {labels[i].group for i in parts["train"]} & {labels[i].group for i in parts["test"]}
     if both or not parts["train"]:

@@ -39,6 +39,10 @@ class Question:
     """Regions of an image and the views in which they are asked about.
 
     Attributes:
+        file: the image.
+        localization: its regions, and the map that they were found in.
+        views: what SAM is shown, each with its prompts.
+        encoder: encodes each view once.
         kept: the embeddings of all views, in each mirror image that has been asked for.
     """
 

@@ -103,5 +103,5 @@ def parse_curve(text: str) -> tuple[int, ...]:
     words = [word.strip() for word in text.split(",") if word.strip()]
     wrong = [word for word in words if not word.isdecimal() or int(word) < 1]
     if wrong:
-        raise UsageError(f"--curve {text}: {wrong[0]!r} is no number of labelled images", "give e.g. 1,2,5,10,20")
+        raise UsageError(f"--curve {text}: {wrong[0]!r} is not a number of labelled images", "give e.g. 1,2,5,10,20")
     return tuple(sorted({int(word) for word in words}))

@@ -107,7 +107,7 @@ def read_checkpoint(name: str, file: Path, trust: bool = False) -> tuple[dict[st
         problem = f"{file}: holds objects that can run code when they are loaded ({_unsafe(error)})"
         raise WeightsError(problem, "where you know who made it: --trust; else export it as ONNX or OpenVINO") from None
     except Exception as error:  # a cut or foreign file raises anything
-        problem = f"{file}: is no checkpoint of anomalib ({type(error).__name__})"
+        problem = f"{file}: is not a checkpoint of anomalib ({type(error).__name__})"
         raise WeightsError(problem, "give the model.ckpt that its Engine wrote") from None
     network = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
     return {key: value for key, value in args.items() if key not in PARTS}, network

@@ -138,7 +138,7 @@ def read_files(file: Path) -> dict[str, bytes]:
         WeightsError: it is missing, damaged, or of another kind.
     """
     if file.suffix not in GRAPHS:
-        raise WeightsError(f"{file}: is no exported model", f"give one of {', '.join(GRAPHS)}")
+        raise WeightsError(f"{file}: is not an exported model", f"give one of {', '.join(GRAPHS)}")
     try:
         if file.suffix == ".xml":
             return {"xml": file.read_bytes(), "bin": file.with_suffix(".bin").read_bytes()}
@@ -148,7 +148,7 @@ def read_files(file: Path) -> dict[str, bytes]:
     except OSError as error:
         raise WeightsError(f"{error.filename or file}: {error.strerror or error}", AGAIN) from None
     except Exception as error:  # of protobuf and onnx, for any damage
-        raise WeightsError(f"{file}: is no ONNX model ({type(error).__name__})", AGAIN) from None
+        raise WeightsError(f"{file}: is not an ONNX model ({type(error).__name__})", AGAIN) from None
 
 
 def _warn_of_cut(maps: Sequence[Map], file: str) -> None:

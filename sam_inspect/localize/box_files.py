@@ -60,7 +60,7 @@ def read_rows(file: Path, images: Sequence[Path]) -> Iterator[BoxRow]:
     text = _read_text(file)
     readers = {".json": _from_json, ".csv": _from_csv}
     if file.suffix.lower() not in readers:
-        raise BoxesError(f"{file}: is no kind of boxes file that is read", FORMATS)
+        raise BoxesError(f"{file}: is not a kind of boxes file that is read", FORMATS)
     return readers[file.suffix.lower()](file, text)
 
 
@@ -73,19 +73,19 @@ def _read_text(file: Path, most_bytes: int = MAX_BYTES) -> str:
         reason = error.strerror or str(error)
         raise BoxesError(f"{file}: cannot be read ({reason})", "check the path") from error
     except UnicodeDecodeError as error:
-        raise BoxesError(f"{file}: is no UTF-8 text ({error.reason})", "save it as UTF-8") from error
+        raise BoxesError(f"{file}: is not UTF-8 text ({error.reason})", "save it as UTF-8") from error
 
 
 def _from_json(file: Path, text: str) -> Iterator[BoxRow]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BoxesError(f"{file}: is no valid JSON ({error})", "export it again") from error
+        raise BoxesError(f"{file}: is not valid JSON ({error})", "export it again") from error
     if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
         try:
             yield from _from_coco(file, content)
         except (AttributeError, KeyError, TypeError) as error:
-            raise BoxesError(f"{file}: is no COCO as it should be ({error!r})", "export it again") from error
+            raise BoxesError(f"{file}: is not valid COCO ({error!r})", "export it again") from error
     elif isinstance(content, dict) and all(isinstance(boxes, list) for boxes in content.values()):
         yield from _from_mapping(file, content)
     else:
@@ -147,7 +147,7 @@ def _from_csv(file: Path, text: str) -> Iterator[BoxRow]:
             if any(cells) and columns is not None:
                 yield _from_cells(file, f"line {reader.line_num}", cells, columns, delimiter)
     except csv.Error as error:
-        raise _refused(file, f"line {reader.line_num}", f"is no CSV ({error})", "export it again") from error
+        raise _refused(file, f"line {reader.line_num}", f"is not CSV ({error})", "export it again") from error
 
 
 def _header(file: Path, cells: Sequence[str]) -> _Columns | None:
@@ -235,14 +235,14 @@ def _class_names(folder: Path) -> dict[int, str]:
 def _four(file: Path, where: str, values: Any) -> Xyxy:
     """`values` as four finite floats."""
     if not isinstance(values, list | tuple) or len(values) != 4:
-        raise _refused(file, where, f"{values!r} is no box", "give its four numbers")
+        raise _refused(file, where, f"{values!r} is not a box", "give its four numbers")
     first, second, third, fourth = (_number(file, where, value) for value in values)
     return first, second, third, fourth
 
 
 def _number(file: Path, where: str, value: Any) -> float:
     if isinstance(value, bool) or not _is_number(value):
-        raise _refused(file, where, f"{value!r} is no number", "give the box in plain numbers")
+        raise _refused(file, where, f"{value!r} is not a number", "give the box in plain numbers")
     return float(value)
 
 

@@ -254,7 +254,7 @@ def _look(sizes_hw: list[tuple[int, int]], config: BackboneConfig, device: str) 
 
 
 def _held_every(images: Sequence[Path], grids: Sequence[PatchGrid], args: MemoryBankArgs) -> int:
-    """Every how-many-eth image can be held by every look, all its patches in half precision; at least two are.
+    """The step n with which all patches of every n-th image fit into memory for every look; at least two images do.
 
     Says how much memory fitting takes.
     """

@@ -161,6 +161,6 @@ def _timm_model(name: str, options: dict[str, Any]) -> nn.Module:
     if not timm.is_model(name.split(".")[0]):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:3]
         remedy = f"did you mean one of {', '.join(near)}?" if near else "see timm.list_models()"
-        raise ConfigError(f"backbone {name!r} is no timm model", remedy)
+        raise ConfigError(f"backbone {name!r} is not a timm model", remedy)
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **options)
     return model

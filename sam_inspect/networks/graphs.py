@@ -30,10 +30,12 @@ HEIGHT, WIDTH = "height", "width"  # of a graph's first input, where it takes im
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """Attributes:
-    name: who runs it; `compiled` is torch with kernels made for the network (`torch.compile`), on a GPU.
-    precision: of products; inputs and outputs are float32.
-    patient: makes a graph only when torch has spent its price on what it would serve.
+    """What runs a network, and how exactly.
+
+    Attributes:
+        name: who runs it; `compiled` is torch with kernels made for the network (`torch.compile`), on a GPU.
+        precision: of products; inputs and outputs are float32.
+        patient: makes a graph only when torch has spent its price on what it would serve.
     """
 
     name: RuntimeName = "torch"

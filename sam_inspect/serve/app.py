@@ -411,7 +411,7 @@ def _boxes(text: Any) -> Any:
     try:
         return None if text is None else json.loads(text)
     except (TypeError, ValueError, RecursionError):
-        raise ConfigError("boxes: is no JSON", "send [[x0, y0, x1, y1], ...]") from None
+        raise ConfigError("boxes: is not JSON", "send [[x0, y0, x1, y1], ...]") from None
 
 
 def _recipe(loaded: Loaded) -> RecipeAnswer:

@@ -28,7 +28,7 @@ def _plain(text: str) -> str:
 def _is_a_box(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = box
     if x1 <= x0 or y1 <= y0:
-        raise ValueError(f"the box [{x0:g}, {y0:g}, {x1:g}, {y1:g}] is none: expected x0 < x1 and y0 < y1")
+        raise ValueError(f"the box [{x0:g}, {y0:g}, {x1:g}, {y1:g}] is not a box: expected x0 < x1 and y0 < y1")
     return box
 
 

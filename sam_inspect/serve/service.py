@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from sam_inspect.errors import Conflict, ServiceError, UsageError
+from sam_inspect.errors import ClientGone, Conflict, UsageError
 from sam_inspect.images import read_size, suffix_of
 from sam_inspect.masks import clip_box, to_rle
 from sam_inspect.pipeline import Part
@@ -38,12 +38,6 @@ PRUNE_S = 60.0
 LISTEN_S = 10.0
 REVIEWS = 100  # that a slow listener may lag behind
 log = logging.getLogger(__name__)
-
-
-class ClientGone(ServiceError):
-    """Whoever asked went away while it waited."""
-
-    http_status = 499
 
 
 @dataclass(frozen=True, slots=True)

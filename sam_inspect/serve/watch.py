@@ -60,7 +60,7 @@ def folder_shots(folder: Path, stop: threading.Event) -> Iterator[Shot]:
         UsageError: there is no such folder.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder}: is no folder", "name an existing one, a stream's address or a camera's number")
+        raise UsageError(f"{folder}: is not a folder", "name an existing one, a stream's address or a camera's number")
     before: dict[Path, tuple[int, int]] = {}
     taken: dict[Path, tuple[int, int]] = {}
     while not stop.is_set():

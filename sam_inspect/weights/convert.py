@@ -92,7 +92,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 def _refused(path: Path, error: Exception) -> WeightsError:
     """Why torch did not load it, without its advice to load it unsafely."""
     with path.open("rb") as file:
-        is_pickle = file.read(2)[:1] in (b"\x80", b"P")  # a bare pickle, or the zip that torch.save writes
+        is_pickle = file.read(1) in (b"\x80", b"P")  # a bare pickle, or the zip that torch.save writes
     foreign = re.search(r"GLOBAL (\S+)", str(error))
     if foreign or (is_pickle and isinstance(error, pickle.UnpicklingError)):
         what = f" ({foreign[1]})" if foreign else ""
@@ -113,7 +113,7 @@ def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: holds no state dict", "save model.state_dict() alone as safetensors")
     for key, value in loaded.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise WeightsError(f"{path}: {key!r} is no tensor", "save model.state_dict() alone as safetensors")
+            raise WeightsError(f"{path}: {key!r} is not a tensor", "save model.state_dict() alone as safetensors")
     return {key: value.detach() for key, value in loaded.items()}
 
 

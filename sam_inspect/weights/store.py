@@ -205,7 +205,7 @@ def file_sha256(path: Path) -> str:
 
 def _paths(name: str) -> tuple[Path, Path]:
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):  # a name out of a recipe must not lead anywhere else
-        raise WeightsError(f"{name!r}: no name of weights", "use letters, digits, dots, dashes and underscores")
+        raise WeightsError(f"{name!r}: not a name for weights", "use letters, digits, dots, dashes and underscores")
     return weights_folder() / f"{name}.safetensors", weights_folder() / f"{name}.json"
 
 

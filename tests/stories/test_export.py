@@ -127,7 +127,7 @@ def test_what_cannot_be_exported_is_named(plant: Any, tmp_path: Path, sam_inspec
     assert "images of 4000 x 300 pixels are cut into tiles" in tiled.error()
     wrong = sam_inspect("export", plant.recipe, "--out", tmp_path, "--size", "big")
     assert wrong.status == 2
-    assert "--size big: is no size" in wrong.error()
+    assert "--size big: is not a size" in wrong.error()
     assert not list(tmp_path.iterdir())
 
 

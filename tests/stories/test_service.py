@@ -113,7 +113,7 @@ def test_given_boxes_are_outlined_instead(service: Service, good: Path) -> None:
     assert found["threshold"] is None
     assert [defect["source"] for defect in found["defects"]] in ([], ["sam"])
     assert "expected x0 < x1" in problem(service.send(image, params={"boxes": "[[40, 40, 10, 120]]"}), 422)
-    assert "boxes: is no JSON" in problem(service.send(image, params={"boxes": "[[["}), 422)
+    assert "boxes: is not JSON" in problem(service.send(image, params={"boxes": "[[["}), 422)
 
 
 def test_history_is_filtered_and_paged(service: Service, good: Path) -> None:

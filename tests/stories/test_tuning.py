@@ -74,7 +74,7 @@ def test_nothing_to_learn_is_said_in_one_line(labelled: Path, tmp_path: Path, sa
         return str(answer.error())
 
     assert "no such" in refused("--split", tmp_path / "none.csv").lower()
-    assert "'a' is no number of labelled images" in refused("--curve", "a")
+    assert "'a' is not a number of labelled images" in refused("--curve", "a")
     assert "lr" in refused("--lr", "7")
     assert "--epochs and --minutes" in refused("--minutes", "1")
     assert "--split and --folds" in refused("--split", labelled / "groups.csv", "--folds", "2")

@@ -139,7 +139,7 @@ def test_a_camera_that_is_cut_off_and_back(
 def test_what_cannot_be_watched(export: Path, tmp_path: Path, sam_inspect: Callable[..., Any]) -> None:
     nothing = sam_inspect("watch", tmp_path / "nowhere", "--recipe", export, "--data", tmp_path / "station")
     assert nothing.status == 2
-    assert "nowhere: is no folder" in nothing.error()
+    assert "nowhere: is not a folder" in nothing.error()
     words = ("watch", tmp_path, "--recipe", export, "--data", tmp_path / "station", "--to", "mqtt://host:port/x")
     assert "--to mqtt://host:port/x" in sam_inspect(*words).error()
 
