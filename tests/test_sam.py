@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,30 @@ def same(found: Candidates, indices: list[int], reference, key: str, hw: tuple[i
     for index, mask in zip(indices, masks, strict=True):
         own = on_crop(found.view, found.low_res_logits[index]) > 0
         assert (own & mask).sum() / (own | mask).sum() > 0.995
+
+
+def test_further_rounds_with_the_last_mask_are_the_official_predictors(sam: MobileSam, shared: Path) -> None:
+    image = read_image(shared / "data" / "mvtec_bottle" / "test" / "broken_small" / "000.png")[:600, :800]
+    network = copy.deepcopy(sam.network)
+    official = sam_model_registry["vit_b"]()
+    official.image_encoder = network.image_encoder
+    official.image_encoder.img_size = 1024
+    official.prompt_encoder.load_state_dict(network.prompt_encoder.state_dict())
+    official.mask_decoder.load_state_dict(network.mask_decoder.state_dict())
+    predictor = SamPredictor(official.eval())
+    predictor.set_image(image)
+    view = View((0, 0, 800, 600), 1024, ())
+    (encoded,) = sam.encode(image, [view])
+    box, xy = (200.0, 100.0, 500.0, 400.0), np.array([[300, 200]], np.float32)
+    logits = None
+    for labels in (np.ones(1, np.int64), np.zeros(1, np.int64)):
+        for multimask_output, indices in ((True, [1, 2, 3]), (False, [0])):
+            _, iou, theirs = predictor.predict(xy, labels, np.array(box), logits, multimask_output)
+            last = None if logits is None else logits[0]
+            (answer,) = sam.decode(encoded, [Prompt(box, xy, labels, mask_logits=last)])
+            np.testing.assert_allclose(answer.low_res_logits[indices], theirs, atol=2e-3)
+            np.testing.assert_allclose(answer.predicted_iou[indices], iou, atol=1e-4)
+        logits = theirs
 
 
 def test_prompts_together_are_answered_as_one_by_one(sam: MobileSam) -> None:

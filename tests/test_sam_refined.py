@@ -186,3 +186,20 @@ def test_metrics_equal_independent_ones() -> None:
     ours.update(torch.from_numpy(maps), torch.from_numpy(truth))
     theirs.update(torch.from_numpy(maps), torch.from_numpy(truth).int())
     assert float(ours.compute()) == pytest.approx(float(theirs.compute()), abs=1e-5)
+
+
+def test_metrics_of_several_gpus_are_those_of_one_and_of_nothing_are_zero() -> None:
+    """A sync leaves one tensor of a list of them."""
+    from sam_inspect_anomalib.metrics import _ExactAUPRO, _RegionF1
+
+    rng = np.random.default_rng(0)
+    maps, truth = rng.random((4, 20, 30)).astype(np.float32), np.zeros((4, 20, 30), bool)
+    truth[:3, 5:15, 5:20] = True
+    together = {"dist_sync_fn": lambda value, group: [value], "distributed_available_fn": lambda: True}
+    for kind, predicted in ((_ExactAUPRO, maps), (_RegionF1, truth)):
+        assert float(kind().compute()) == 0
+        alone, synced = kind(), kind(**together)
+        for metric in (alone, synced):
+            metric.update(torch.from_numpy(predicted), torch.from_numpy(truth))
+        assert float(synced.compute()) == pytest.approx(float(alone.compute()))
+        assert float(alone.compute()) > 0

@@ -16,6 +16,7 @@ from anomalib.metrics import AnomalibMetric
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from sam_inspect.masks import components
 from sam_inspect.metrics import (
@@ -87,8 +88,7 @@ class _OverDefects(Metric):
 
     def compute(self) -> Tensor:
         """() float32; 0 where there is no defect."""
-        best = torch.cat(self.best).numpy() if self.best else np.zeros(0)
-        return torch.tensor(type(self).measure(best, int(self.predicted)) or 0.0)
+        return torch.tensor(type(self).measure(_joined(self.best), int(self.predicted)) or 0.0)
 
 
 class _Over75(_OverDefects):
@@ -126,9 +126,10 @@ class _ExactAUPRO(Metric):
 
     def compute(self) -> Tensor:
         """() float32; 0 where there is no defect or no good pixel."""
-        defective, shares = torch.cat(self.defective).numpy(), torch.cat(self.shares).numpy()
+        defective, shares = _joined(self.defective), _joined(self.shares)
         order = np.argsort(defective)
-        good = count_good(defective[order], (values.numpy().copy() for values in self.good))
+        parts = self.good if isinstance(self.good, list) else [self.good]
+        good = count_good(defective[order], (values.cpu().numpy().copy() for values in parts))
         return torch.tensor(au_pro(PixelRanks(defective[order], shares[order], good), self.limit) or 0.0)
 
 
@@ -154,6 +155,11 @@ class RegionF1(AnomalibMetric, _RegionF1):
 
 class ExactAUPRO(AnomalibMetric, _ExactAUPRO):
     """See `_ExactAUPRO`; equal to anomalib's AUPRO, ten times as fast on many large maps."""
+
+
+def _joined(state: list[Tensor] | Tensor) -> NDArray[Any]:
+    """A state of tensors as one array: torchmetrics leaves one tensor of it after a sync; empty before any update."""
+    return np.asarray(dim_zero_cat(state).cpu().numpy()) if len(state) else np.zeros(0, np.float32)
 
 
 def _pairs(predicted: Masks, truth: Masks) -> Iterator[tuple[Mask, Mask]]:
