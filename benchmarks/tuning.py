@@ -16,7 +16,7 @@ from measuring import JsonFile, Row, hardware, show, write_rows
 from sam_inspect.config import ChooseConfig
 from sam_inspect.console import session
 from sam_inspect.evaluate.columns import classical_masks
-from sam_inspect.finetune import PRESETS, Bench, Plan, settings_of, whole_folds
+from sam_inspect.finetune import PRESETS, Plan, Workbench, settings_of, whole_folds
 from sam_inspect.finetune.labels import Fold, read_labels
 from sam_inspect.finetune.scores import means_of, pixel_counts, pixel_f1
 from sam_inspect.finetune.tuner import Tuner
@@ -59,7 +59,7 @@ def main(
         inspector = Inspector.from_recipe(recipe, "auto", tuned=False, runtime="torch")
         every = read_labels(data)
         whole = whole_folds(every, Plan(folds=folds), seed)
-        bench = Bench.of(inspector, every, progress)
+        bench = Workbench.of(inspector, every, progress)
         rows: list[Row] = untuned_rows(bench, whole)
         for labels in shots or [10]:
             parts = [bench.drawn(fold, labels or None, seed) for fold in whole]
@@ -74,7 +74,7 @@ def main(
         show(f"{data.name}, {folds} folds: all types", hardware(), rows, columns_of_all())
 
 
-def columns_by_type(bench: Bench) -> dict[str, str]:
+def columns_by_type(bench: Workbench) -> dict[str, str]:
     """The mean IoU of all images, then of each type."""
     kinds = ["all", *sorted({label.sample.defect_type for label in bench.labels})]
     means = {f"{kind}, {name}": f"{kind}.{name}.mean_iou:.3f" for kind in kinds for name in ("boxes", "found")}
@@ -99,7 +99,7 @@ def parsed(variant: str) -> tuple[str, dict[str, object]]:
     return preset, {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in pairs)}
 
 
-def untuned_rows(bench: Bench, folds: Sequence[Fold]) -> list[Row]:
+def untuned_rows(bench: Workbench, folds: Sequence[Fold]) -> list[Row]:
     """What no decoder can be better than, what one would try before SAM, and SAM untuned, on all held-out images."""
     held_out = [index for fold in folds for index in fold.test]
     config = bench.inspector.config.choose
@@ -115,7 +115,7 @@ def untuned_rows(bench: Bench, folds: Sequence[Fold]) -> list[Row]:
 
 
 def measured(
-    bench: Bench, tuner: Tuner, parts: Sequence[Fold], way: str, shares: Sequence[float], progress: Progress
+    bench: Workbench, tuner: Tuner, parts: Sequence[Fold], way: str, shares: Sequence[float], progress: Progress
 ) -> list[Row]:
     """A row for each share of one way's decoders."""
     start = time.perf_counter()
@@ -132,7 +132,7 @@ def measured(
     return rows
 
 
-def scored(bench: Bench, sams: Sequence[tuple[Fold, Sam]], choose: ChooseConfig) -> Row:
+def scored(bench: Workbench, sams: Sequence[tuple[Fold, Sam]], choose: ChooseConfig) -> Row:
     """What the decoder of each fold draws on the images held out from it."""
     places = [(index, sam) for fold, sam in sams for index in fold.test]
     masks = [masks_of(bench, index, sam, choose) for index, sam in places]
@@ -140,13 +140,13 @@ def scored(bench: Bench, sams: Sequence[tuple[Fold, Sam]], choose: ChooseConfig)
     return figures(bench, [index for index, _ in places], masks) | {"iou_error": float(np.mean(errors))}
 
 
-def masks_of(bench: Bench, index: int, sam: Sam, choose: ChooseConfig) -> Masks:
+def masks_of(bench: Workbench, index: int, sam: Sam, choose: ChooseConfig) -> Masks:
     """In the ground-truth boxes of an image, and end to end: none where it passes."""
     probe = bench.probes[index]
     return {"boxes": probe.box_masks(sam, choose), "found": probe.shipped_masks(sam, choose)}
 
 
-def figures(bench: Bench, indices: Sequence[int], masks: Sequence[Masks]) -> Row:
+def figures(bench: Workbench, indices: Sequence[int], masks: Sequence[Masks]) -> Row:
     """The measures over all images and by type, and the F1 of all pixels end to end."""
     by_kind: dict[str, dict[str, list[MaskScore]]] = {}
     pixels = []
@@ -162,14 +162,14 @@ def figures(bench: Bench, indices: Sequence[int], masks: Sequence[Masks]) -> Row
     return means | ({"pixel_f1": pixel_f1(pixels)} if pixels else {})
 
 
-def truth_masks(bench: Bench, index: int, config: ChooseConfig) -> list[CropMask]:
+def truth_masks(bench: Workbench, index: int, config: ChooseConfig) -> list[CropMask]:
     """Ground truth that went through a quarter of the input's size, as SAM's masks do."""
     asked = bench.probes[index].boxes
     drawn = [drawn_truth(bench, index, view, prompt) for view in asked.views for prompt in view.prompts]
     return asked.chosen(drawn, config.model_copy(update={"duplicate_iou": 1.0}))
 
 
-def drawn_truth(bench: Bench, index: int, view: View, prompt: Prompt) -> Candidates:
+def drawn_truth(bench: Workbench, index: int, view: View, prompt: Prompt) -> Candidates:
     """What a decoder that knows the truth would answer."""
     assert prompt.region is not None
     share = low_res(window(bench.labels[index].defects[prompt.region], view.crop_xyxy), view)
@@ -177,7 +177,7 @@ def drawn_truth(bench: Bench, index: int, view: View, prompt: Prompt) -> Candida
     return Candidates(view, prompt, logits, np.ones(4, np.float32))
 
 
-def iou_errors(bench: Bench, index: int, sam: Sam) -> list[float]:
+def iou_errors(bench: Workbench, index: int, sam: Sam) -> list[float]:
     """How far each mask's predicted IoU lies off the true one, in the ground-truth boxes of one image."""
     errors: list[float] = []
     for answer in bench.probes[index].boxes.candidates(sam, bench.inspector.config.choose):

@@ -394,11 +394,10 @@ def synth(
 ) -> None:
     """Draws a small product in MVTec layout: good parts and defects with ground truth, the same for the same seed."""
     with session(quiet, json_logs, interrupted=RESUME) as progress:
-        from sam_inspect.synth import DEFECTS, draw_part, write_product
-        from sam_inspect.synth_bottle import BOTTLE_DEFECTS, draw_bottle
+        from sam_inspect.synth import FLANGE, write_product
+        from sam_inspect.synth_bottle import BOTTLE
 
-        draw, defects = (draw_bottle, BOTTLE_DEFECTS) if product == "bottle" else (draw_part, DEFECTS)
-        print(write_product(out, seed=seed, progress=progress, draw=draw, defects=list(defects)))
+        print(write_product(out, {"flange": FLANGE, "bottle": BOTTLE}[product], seed=seed, progress=progress))
 
 
 @app.command()

@@ -11,7 +11,7 @@ from sam_inspect.evaluate import evaluate
 from sam_inspect.evaluate.figures import Figures
 from sam_inspect.pipeline import Inspector
 from sam_inspect.progress import Progress
-from sam_inspect.synth import MARKER, write_product
+from sam_inspect.synth import FLANGE, MARKER, write_product
 from sam_inspect.training import train_recipe
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def run_demo(out: Path, config: RecipeConfig, *, device: str, progress: Progress
         OutputError: `out` cannot be written, or the disk is full.
     """
     _refuse_others_work(out)
-    product = write_product(out / "product", progress=progress)
+    product = write_product(out / "product", FLANGE, progress=progress)
     log.info(f"{product}: drawn; training on its good parts")
     recipe = train_recipe(product, out / "recipe", config, device=device, progress=progress)
     log.info(f"{recipe.folder}: trained; inspecting the test images")

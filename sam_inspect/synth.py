@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -70,12 +70,20 @@ class _Surface:
     dirt_rgb: tuple[float, float, float] = DIRT_RGB[0]
 
 
-Draw = Callable[[int, int, str | None], DrawnPart]
+@dataclass(frozen=True, slots=True)
+class Product:
+    """What can be drawn.
+
+    Attributes:
+        draw: a part of it, by seed, number and defect; None for a good part.
+        defects: the types that it may have.
+    """
+
+    draw: Callable[[int, int, str | None], DrawnPart]
+    defects: tuple[str, ...]
 
 
-def write_product(
-    folder: Path, *, seed: int = 0, progress: Progress = silent, draw: Draw | None = None, defects: Iterable[str] = ()
-) -> Path:
+def write_product(folder: Path, product: Product, *, seed: int = 0, progress: Progress = silent) -> Path:
     """Draws a small product in MVTec layout: `train/good`, `test/good`, and `test/TYPE` with `ground_truth/TYPE`.
 
     Each part has a number of its own, which names its file. The same seed gives the same bytes. In a folder that was
@@ -84,10 +92,9 @@ def write_product(
 
     Args:
         folder: made where it is missing.
+        product: what is drawn.
         seed: another one draws other parts of the same product.
         progress: shows how far it is.
-        draw: a part of another product, by seed, number and defect; None for the flange.
-        defects: the types that `draw` knows.
 
     Returns:
         `folder`.
@@ -98,15 +105,14 @@ def write_product(
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
         raise UsageError(f"{folder}: holds files, but no drawn product", "choose another folder")
-    draw, kinds = (draw, tuple(defects)) if draw else (draw_part, tuple(DEFECTS))
-    if any(path.name not in (*kinds, "good") for path in folder.glob("test/*")):
+    if any(path.name not in (*product.defects, "good") for path in folder.glob("test/*")):
         raise UsageError(f"{folder}: holds another drawn product", "choose another folder")
     make_folder(folder)
     write_text(folder / MARKER, json.dumps({"drawn_by": "sam_inspect.synth", "seed": seed}) + "\n")
-    defective = [kind for kind in kinds for _ in range(TEST_DEFECTIVE)]
+    defective = [kind for kind in product.defects for _ in range(TEST_DEFECTIVE)]
     plan = [("train", None)] * TRAIN_GOOD + [("test", defect) for defect in [None] * TEST_GOOD + defective]
     for number, (split, defect) in enumerate(progress(plan, "draw", len(plan))):
-        part = draw(seed, number, defect)
+        part = product.draw(seed, number, defect)
         kind = defect or "good"
         _write_png(folder / split / kind / f"{number:03d}.png", part.image[..., ::-1])
         if defect is not None:
@@ -353,6 +359,7 @@ DEFECTS: dict[str, Callable[[_Surface, Rng], _Surface]] = {
     "dent": _dent,
     "scratch": _scratch,
 }
+FLANGE = Product(draw_part, tuple(DEFECTS))
 
 
 def _spot(rng: Rng, clear: float) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sam_inspect.synth import DrawnPart
+from sam_inspect.synth import DrawnPart, Product
 
 Plane = NDArray[np.float32]
 Rng = np.random.Generator
@@ -121,6 +121,7 @@ BOTTLE_DEFECTS: dict[str, Defect] = {
     "broken_small": _broken_small,
     "contamination": _contamination,
 }
+BOTTLE = Product(draw_bottle, tuple(BOTTLE_DEFECTS))
 
 
 def _inside(radius: Plane, limit: float) -> Plane:

@@ -56,7 +56,7 @@ from sam_inspect.records import Candidates, Defect, Inspection, Prompt, View
 from sam_inspect.serve import outputs as outputs_module
 from sam_inspect.serve import watch
 from sam_inspect.serve.clicks import Clicker, Clicks
-from sam_inspect.serve.figures import Figures, distance
+from sam_inspect.serve.figures import Telemetry, distance
 from sam_inspect.serve.guard import Guard, is_loopback
 from sam_inspect.serve.keys import KeyRing, add_key, read_keys, remove_key
 from sam_inspect.serve.labels import write_labels
@@ -570,7 +570,7 @@ def test_what_was_refused_may_be_forgotten_with_its_inspection(store: Store) -> 
 
 
 def test_an_output_that_has_caught_up_waits_for_nothing() -> None:
-    figures = Figures()
+    figures = Telemetry()
     assert b'deliveries_waiting{output="mes"} 3.0' in figures.page(0, {"mes": 3}, {"mes": 0})
     assert b'deliveries_waiting{output="mes"} 0.0' in figures.page(0, {"mes": 0}, {"mes": 1})
 

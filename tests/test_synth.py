@@ -13,8 +13,8 @@ import pytest
 from sam_inspect import datasets
 from sam_inspect.errors import OutputError, UsageError
 from sam_inspect.images import read_image
-from sam_inspect.synth import DEFECTS, IMAGE_HW, draw_part, write_product
-from sam_inspect.synth_bottle import BOTTLE_DEFECTS, draw_bottle
+from sam_inspect.synth import DEFECTS, FLANGE, IMAGE_HW, draw_part, write_product
+from sam_inspect.synth_bottle import BOTTLE, BOTTLE_DEFECTS, draw_bottle
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -24,7 +24,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_product(tmp_path_factory.mktemp("drawn") / "product")
+    return write_product(tmp_path_factory.mktemp("drawn") / "product", FLANGE)
 
 
 def test_it_is_laid_out_as_mvtec(product: Path) -> None:
@@ -115,7 +115,7 @@ def test_an_interrupted_or_spoilt_product_is_made_whole_and_what_is_the_same_byt
     cut.write_bytes(cut.read_bytes()[:1000])
     lost.unlink()
     stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
-    assert write_product(folder) == folder
+    assert write_product(folder, FLANGE) == folder
     assert digests(folder) == digests(product)
     assert [path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp] == [cut]
 
@@ -125,14 +125,14 @@ def test_a_folder_of_ones_own_is_not_drawn_over(tmp_path: Path) -> None:
     mine.parent.mkdir(parents=True)
     mine.write_text("my own picture")
     with pytest.raises(UsageError, match="product: holds files, but no drawn product; choose another folder"):
-        write_product(tmp_path / "product")
+        write_product(tmp_path / "product", FLANGE)
     assert mine.read_text() == "my own picture"
 
 
 def test_a_file_in_the_way_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        write_product(tmp_path / "file" / "product")
+        write_product(tmp_path / "file" / "product", FLANGE)
 
 
 @pytest.mark.parametrize("defect", BOTTLE_DEFECTS)
@@ -148,7 +148,7 @@ def test_a_bottle_differs_from_its_whole_self_where_its_mask_says(defect: str) -
 
 
 def test_broken_bottles_are_drawn_in_a_folder_of_their_own(tmp_path: Path) -> None:
-    write_product(tmp_path / "bottles", draw=draw_bottle, defects=BOTTLE_DEFECTS)
+    write_product(tmp_path / "bottles", BOTTLE)
     assert {path.name for path in (tmp_path / "bottles" / "ground_truth").iterdir()} == set(BOTTLE_DEFECTS)
     with pytest.raises(UsageError, match="another drawn product"):
-        write_product(tmp_path / "bottles")
+        write_product(tmp_path / "bottles", FLANGE)

@@ -37,7 +37,17 @@ from sam_inspect.progress import Progress
 from sam_inspect.recipe import BASE, TUNING, UNTUNED_CHOOSE, save_decoder
 from sam_inspect.segment.sam import Sam
 
-__all__ = ["PRESETS", "Bench", "Plan", "Settings", "as_tables", "finetune", "parse_curve", "settings_of", "whole_folds"]
+__all__ = [
+    "PRESETS",
+    "Plan",
+    "Settings",
+    "Workbench",
+    "as_tables",
+    "finetune",
+    "parse_curve",
+    "settings_of",
+    "whole_folds",
+]
 
 FITS, FIGURES, SPLIT = "fits", "figures.json", "split.csv"
 GOOD_PARTS = 20
@@ -113,7 +123,7 @@ def finetune(
     # In torch, so that the same seed gives the same figures whatever is installed.
     inspector = Inspector.from_recipe(folder, device, tuned=False, runtime="torch")
     out = make_folder(folder / TUNING)
-    bench = Bench.of(inspector, labels, progress)
+    bench = Workbench.of(inspector, labels, progress)
     tuner = bench.tuner(settings, out / FITS, data)
     folds = [bench.drawn(fold, plan.shots, settings.seed) for fold in whole]
     if plan.minutes is not None:
@@ -167,7 +177,7 @@ def _unless_worse(tuned: Tuned, scored: Sequence[Scored], untuned_choose: Choose
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Bench:
+class Workbench:
     """The labels, localized and encoded, and the network that is tuned."""
 
     inspector: Inspector
@@ -177,7 +187,7 @@ class Bench:
     probes: list[Probe]
 
     @classmethod
-    def of(cls, inspector: Inspector, labels: list[Label], progress: Progress) -> Bench:
+    def of(cls, inspector: Inspector, labels: list[Label], progress: Progress) -> Workbench:
         """Every label, localized and encoded. Raises ConfigError and RecipeError."""
         sam = inspector.segmenter
         if not isinstance(sam, Sam):
@@ -266,7 +276,7 @@ def _facts_of(run: Tuned, fold: Fold) -> dict[str, Any]:
 
 
 def _decoder_facts(
-    bench: Bench, data: Path, settings: Settings, shipped: Tuned, plan: Plan, learned: Sequence[int]
+    bench: Workbench, data: Path, settings: Settings, shipped: Tuned, plan: Plan, learned: Sequence[int]
 ) -> dict[str, Any]:
     """What an auditor asks of a tuned decoder."""
     return {

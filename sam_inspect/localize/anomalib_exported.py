@@ -43,7 +43,7 @@ class ExportedArgs(Section):
     """Side of the square to which images are scaled; needed only where the graph does not say."""
 
 
-class Graph(Protocol):
+class DrawnGraph(Protocol):
     """A network in a runtime.
 
     Attributes:
@@ -163,7 +163,7 @@ def _warn_of_cut(maps: Sequence[Map], file: str) -> None:
         )
 
 
-def _graph(files: Mapping[str, bytes], source: str) -> Graph:
+def _graph(files: Mapping[str, bytes], source: str) -> DrawnGraph:
     """Raises ExtraMissing where its runtime is not installed, WeightsError where it cannot be run."""
     kind, package = (OnnxGraph, "onnxruntime") if "onnx" in files else (OpenVinoGraph, "openvino")
     try:
@@ -178,7 +178,7 @@ def _graph(files: Mapping[str, bytes], source: str) -> Graph:
 
 
 class OnnxGraph:
-    """A `Graph` of onnxruntime."""
+    """A `DrawnGraph` of onnxruntime."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self.session = onnx_session(files["onnx"])
@@ -188,13 +188,13 @@ class OnnxGraph:
         self.map_hw = _fixed(outputs[MAP].shape)
 
     def __call__(self, pixels: NDArray[np.float32]) -> Map:
-        """See `Graph`."""
+        """See `DrawnGraph`."""
         (anomaly_map,) = self.session.run([MAP], {self.input: pixels})
         return np.asarray(anomaly_map, np.float32)
 
 
 class OpenVinoGraph:
-    """A `Graph` of OpenVINO."""
+    """A `DrawnGraph` of OpenVINO."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         import openvino
@@ -208,7 +208,7 @@ class OpenVinoGraph:
         self.compiled = openvino_compiled(model, "f32")
 
     def __call__(self, pixels: NDArray[np.float32]) -> Map:
-        """See `Graph`."""
+        """See `DrawnGraph`."""
         return np.asarray(self.compiled({0: pixels})[MAP], np.float32)
 
 

@@ -17,7 +17,7 @@ FEWEST = 20
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0)
 
 
-class Figures:
+class Telemetry:
     """See the module."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from sam_inspect.masks import clip_box, to_rle
 from sam_inspect.pipeline import Part
 from sam_inspect.records import CropMask
 from sam_inspect.serve.clicks import Clicker, Clicks
-from sam_inspect.serve.figures import Figures
+from sam_inspect.serve.figures import Telemetry
 from sam_inspect.serve.messages import Fields, LabelledMask, Review, Xyxy
 from sam_inspect.serve.outputs import Outbox
 from sam_inspect.serve.shelf import Loaded, Shelf
@@ -76,7 +76,7 @@ class Service:
     store: Store
     outbox: Outbox
     limits: Limits = field(default_factory=Limits)
-    figures: Figures = field(default_factory=Figures)
+    figures: Telemetry = field(default_factory=Telemetry)
     ready: bool = False
     draining: bool = False
     failure: Exception | None = None
