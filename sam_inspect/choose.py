@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.config import ChooseConfig
-from sam_inspect.logits import Map, mean_logit, mean_probability, probability
+from sam_inspect.logits import mean_logit, mean_probability, probability
 from sam_inspect.masks import (
     box_iou,
     cell_centres,
@@ -31,7 +31,7 @@ from sam_inspect.masks import (
     without_specks,
     work_hw,
 )
-from sam_inspect.records import Box, Candidates, CropMask, Localization, Outline, Region, View
+from sam_inspect.records import Box, Candidates, CropMask, Localization, Map, Outline, Region, View
 
 VOTE_TEMPERATURE, IN_BOX_TEMPERATURE = 0.1, 0.05  # How a mask fits a given box says more than how it agrees with a map.
 RANKED_PX = 64

@@ -30,6 +30,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from sam_inspect.errors import ImageError, SamInspectError, UsageError
+from sam_inspect.records import Rgb
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -41,7 +42,6 @@ __all__ = [
     "suffix_of",
 ]
 
-Rgb = NDArray[np.uint8]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 200_000_000

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Map = NDArray[np.float32]
+from sam_inspect.records import Map
+
 SUREST = 20.0
 
 

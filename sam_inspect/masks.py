@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from sam_inspect.records import Box, CropMask, View
+from sam_inspect.records import Box, CropMask, Mask, View
 
-Mask = NDArray[np.bool_]
 MOST_GRID_PX = 2048
 
 

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from sam_inspect.masks import components, intersection_px, union
-from sam_inspect.records import CropMask
+from sam_inspect.records import CropMask, Mask
 
-Mask = NDArray[np.bool_]
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
 PIXELS_AT_ONCE = 1 << 24

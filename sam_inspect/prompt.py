@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from sam_inspect.config import PromptConfig
 from sam_inspect.lines import Ribbon, parts_of
 from sam_inspect.masks import box_on_image, components, hull, on_image, resize_window, work_hw
-from sam_inspect.records import Box, CropMask, Prompt, Region, View
+from sam_inspect.records import Box, CropMask, Map, Prompt, Region, View
 
 IMAGE_INPUT_PX = 1024
 SUMMIT_CELLS = 1.5
 STRONG, EDGE = 2.0, 0.77  # thresholds; of a peak as high as that, the share at which the map shows the defect's edge
 NEIGHBOURS_ZOOM = 1.5
 MOST_ZOOMED = 10
-Map = NDArray[np.float32]
 
 
 def find_regions(

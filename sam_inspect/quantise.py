@@ -30,14 +30,14 @@ from sam_inspect.errors import DatasetError, ImageError, UsageError
 from sam_inspect.export import Format, export, openvino_files
 from sam_inspect.exports import FACTS, Export, load_export
 from sam_inspect.files import write_bytes, write_text
-from sam_inspect.images import Rgb, read_image
+from sam_inspect.images import read_image
 from sam_inspect.masks import union
 from sam_inspect.metrics import mask_iou
 from sam_inspect.pipeline import Inspector
 from sam_inspect.plugins import EXTRA_OF, not_installed
 from sam_inspect.progress import Progress
 from sam_inspect.recipe import load_recipe
-from sam_inspect.records import View
+from sam_inspect.records import Rgb, View
 from sam_inspect.segment.views import shown
 
 LEAST_GOOD, MOST_GOOD, VIEWS_EACH = 8, 32, 2

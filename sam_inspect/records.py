@@ -13,6 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Box = tuple[int, int, int, int]
+Rgb = NDArray[np.uint8]
+"""(H, W, 3)."""
+Mask = NDArray[np.bool_]
+"""(H, W)."""
+Map = NDArray[np.float32]
+"""(h, w): how much each place deviates, on any even grid over an image."""
 Verdict = Literal["pass", "fail", "error"]
 Source = Literal["sam", "heatmap"]
 

@@ -20,9 +20,9 @@ from sam_inspect.evaluate.columns import COLUMNS, Case, case_of, score_boxes, sc
 from sam_inspect.evaluate.figures import Figures, figures_of, intervals_of, oracle_threshold, seconds_of
 from sam_inspect.evaluate.tables import as_tables
 from sam_inspect.files import write_text
-from sam_inspect.images import Rgb, read_image
+from sam_inspect.images import read_image
 from sam_inspect.progress import Progress, silent
-from sam_inspect.records import Inspection
+from sam_inspect.records import Inspection, Rgb
 from sam_inspect.report.pictures import PictureWriter
 from sam_inspect.report.writers import ResultsLog, fingerprint
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from sam_inspect.datasets import GOOD, Sample, read_gt_mask
 from sam_inspect.errors import RecipeError
 from sam_inspect.masks import components, filled_box, from_full, from_rle, resize_map, tight, to_rle, union
-from sam_inspect.metrics import Mask, MaskScore, score_masks
-from sam_inspect.records import Box, CropMask, Inspection
+from sam_inspect.metrics import MaskScore, score_masks
+from sam_inspect.records import Box, CropMask, Inspection, Mask, Rgb
 
 if TYPE_CHECKING:
     from sam_inspect.pipeline import Inspector
@@ -36,7 +36,6 @@ COLUMNS = (
 GRABCUT_ROUNDS = 5
 GRABCUT_LONG_SIDE_PX = 256  # At 900 pixels GrabCut takes ten seconds a defect, and finds no more (mean IoU +0.01).
 
-Rgb = NDArray[np.uint8]
 Outliner = Callable[[Rgb, Sequence[Box]], list[CropMask]]
 
 

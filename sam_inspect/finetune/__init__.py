@@ -31,10 +31,11 @@ from sam_inspect.finetune.scores import GAINS, Scored, as_tables, figures_of, sc
 from sam_inspect.finetune.settings import PRESETS, Settings, parse_curve, settings_of
 from sam_inspect.finetune.tuner import MANY_PARTS, Tuned, Tuner, worst_gain
 from sam_inspect.finetune.views import Sizes, ViewMaker
-from sam_inspect.images import Rgb, read_image
+from sam_inspect.images import read_image
 from sam_inspect.pipeline import Inspector
 from sam_inspect.progress import Progress
 from sam_inspect.recipe import BASE, TUNING, UNTUNED_CHOOSE, save_decoder
+from sam_inspect.records import Rgb
 from sam_inspect.segment.sam import Sam
 
 __all__ = [

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from sam_inspect.errors import OutputError
 from sam_inspect.files import drop_oldest, make_folder, write_atomically
-from sam_inspect.images import Rgb
-from sam_inspect.records import View
+from sam_inspect.records import Rgb, View
 from sam_inspect.segment.sam import Sam
 from sam_inspect.segment.views import shown
 from sam_inspect.weights import cache_folder

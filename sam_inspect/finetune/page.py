@@ -19,9 +19,9 @@ from sam_inspect.evaluate.figures import Figures
 from sam_inspect.files import make_folder, write_bytes, write_text
 from sam_inspect.finetune.scores import COLUMNS, GAINS, Scored, named
 from sam_inspect.finetune.tuner import Tuned
-from sam_inspect.images import Rgb, read_image
+from sam_inspect.images import read_image
 from sam_inspect.masks import filled_box
-from sam_inspect.records import CropMask
+from sam_inspect.records import CropMask, Rgb
 from sam_inspect.report.names import output_names
 from sam_inspect.report.overlays import thumbnail
 from sam_inspect.report.page import svg_path, template

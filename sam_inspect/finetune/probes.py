@@ -20,13 +20,13 @@ from sam_inspect.config import ChooseConfig
 from sam_inspect.errors import RecipeError
 from sam_inspect.finetune.embeddings import CachedEncoder, Kept
 from sam_inspect.finetune.labels import Label
-from sam_inspect.images import Rgb, read_image
+from sam_inspect.images import read_image
 from sam_inspect.localize.boxes import GivenBox, GivenBoxes
 from sam_inspect.masks import box_iou, union
 from sam_inspect.mirror import AS_IT_IS, Mirror
 from sam_inspect.pipeline import Inspector
 from sam_inspect.prompt import find_regions, plan_views
-from sam_inspect.records import Box, Candidates, CropMask, Localization, View
+from sam_inspect.records import Box, Candidates, CropMask, Localization, Rgb, View
 from sam_inspect.segment.sam import Embedding, Sam
 
 NEARLY = 0.95

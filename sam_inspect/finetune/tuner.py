@@ -30,10 +30,10 @@ from sam_inspect.finetune.loop import State, Trained, fit_decoder, marks_of
 from sam_inspect.finetune.probes import Probe, box_errors
 from sam_inspect.finetune.settings import Settings
 from sam_inspect.finetune.views import TrainingView, ViewMaker
-from sam_inspect.images import Rgb
 from sam_inspect.masks import union
 from sam_inspect.metrics import mask_iou
 from sam_inspect.progress import Progress, silent
+from sam_inspect.records import Rgb
 from sam_inspect.segment.sam import Sam
 
 SHARES = (0.3, 0.5, 0.7, 1.0)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from sam_inspect.config import PromptConfig
 from sam_inspect.finetune.embeddings import CachedEncoder, Kept
 from sam_inspect.finetune.labels import Label
-from sam_inspect.images import Rgb, read_image
+from sam_inspect.images import read_image
 from sam_inspect.masks import window
 from sam_inspect.prompt import square_view
-from sam_inspect.records import Box, CropMask, View
+from sam_inspect.records import Box, CropMask, Rgb, View
 from sam_inspect.segment.sam import Sam
 
 CONTEXTS, SHIFT = (1.2, 2.2), 0.2

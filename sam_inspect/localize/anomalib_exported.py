@@ -21,11 +21,11 @@ from sam_inspect.config import Section, validated
 from sam_inspect.errors import ConfigError, WeightsError
 from sam_inspect.images import read_image
 from sam_inspect.localize import Fit
-from sam_inspect.localize.drawn_maps import UNPLACED, Map, Place, fit_of, located, maps_of, measured
+from sam_inspect.localize.drawn_maps import UNPLACED, Place, fit_of, located, maps_of, measured
 from sam_inspect.networks.graphs import onnx_session, openvino_compiled
 from sam_inspect.plugins import EXTRA_OF, not_installed
 from sam_inspect.progress import Progress
-from sam_inspect.records import Localization
+from sam_inspect.records import Localization, Map
 
 GRAPHS = (".onnx", ".xml")
 MAP = "anomaly_map"

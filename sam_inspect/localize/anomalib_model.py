@@ -22,9 +22,9 @@ from sam_inspect.config import Section, validated
 from sam_inspect.errors import ConfigError, RecipeError, WeightsError
 from sam_inspect.localize import Fit
 from sam_inspect.localize.anomalib_engine import Weights, build, read_checkpoint, train
-from sam_inspect.localize.drawn_maps import UNPLACED, Map, Place, fit_of, located, maps_of, measured
+from sam_inspect.localize.drawn_maps import UNPLACED, Place, fit_of, located, maps_of, measured
 from sam_inspect.progress import Progress
-from sam_inspect.records import Localization
+from sam_inspect.records import Localization, Map
 
 FEW, FOLDS = 30, 3
 HELD_SHARE, MOST_HELD = 5, 60

@@ -15,10 +15,9 @@ from sam_inspect.images import read_image
 from sam_inspect.localize import Fit
 from sam_inspect.localize.planted import measure_offsets, moved_back
 from sam_inspect.progress import Progress
-from sam_inspect.records import Localization
+from sam_inspect.records import Localization, Map
 
 PLANTED_IMAGES, PLANTED_CELLS = 3, 60
-Map = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,10 @@ from sam_inspect.errors import ImageError
 from sam_inspect.exports import Export
 from sam_inspect.images import scaled
 from sam_inspect.networks.graphs import Graph
-from sam_inspect.records import Localization
+from sam_inspect.records import Localization, Map
 from sam_inspect.tiles import TilePlan, blend_tiles, spread
 
 SLACK, OVERLAP = 0.02, 0.125
-Map = NDArray[np.float32]
 
 
 class ExportedMap:

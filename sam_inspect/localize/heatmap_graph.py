@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from sam_inspect.errors import ConfigError
 from sam_inspect.localize.looks import SURE, high_as_powers, score_of
-from sam_inspect.localize.memory import Map, on_grid
+from sam_inspect.localize.memory import on_grid
 from sam_inspect.localize.memory_bank import Bank, MemoryBank
 from sam_inspect.localize.nearest import block_of, highest
 from sam_inspect.networks.runtime import Sizable
+from sam_inspect.records import Map
 from sam_inspect.tiles import TilePlan
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam_inspect.localize.memory import Map, on_grid
+from sam_inspect.localize.memory import on_grid
+from sam_inspect.records import Map
 
 SURE = float(np.log1p(3))
 HIGH = 2.05

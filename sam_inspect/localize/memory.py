@@ -8,14 +8,13 @@ from typing import Self
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sam_inspect.localize.nearest import NearestPatches
+from sam_inspect.records import Map
 
 ROUNDS = 10
 TINY = 1e-12
-Map = NDArray[np.float32]
 
 
 class LayerMemory:

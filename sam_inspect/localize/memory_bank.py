@@ -26,13 +26,13 @@ from sam_inspect.errors import DatasetError, RecipeError, WeightsError
 from sam_inspect.images import read_image, read_size
 from sam_inspect.localize import Fit
 from sam_inspect.localize.looks import SURE, high_as_powers, mean_of, rare_peak, score_of
-from sam_inspect.localize.memory import LayerMemory, Map, smooth
+from sam_inspect.localize.memory import LayerMemory, smooth
 from sam_inspect.localize.patches import BackboneConfig, PatchGrid, product_scale
 from sam_inspect.localize.places import GoodParts, Normal, place_share
 from sam_inspect.localize.planted import measure_offsets, moved_back
 from sam_inspect.networks.loaded import load_backbone
 from sam_inspect.progress import Progress
-from sam_inspect.records import Localization
+from sam_inspect.records import Localization, Map
 from sam_inspect.tiles import TilePlan, blend_tiles
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.localize.looks import rare_peak
-from sam_inspect.localize.memory import Map, on_grid, smooth
+from sam_inspect.localize.memory import on_grid, smooth
+from sam_inspect.records import Map
 
 PLACES = 64
 PLACE_SIGMA = 1.0

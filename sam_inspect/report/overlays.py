@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.masks import resize_map
-from sam_inspect.records import Box, CropMask, Defect, Inspection
+from sam_inspect.records import Box, CropMask, Defect, Inspection, Rgb
 
-RGB = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 OVERLAY_LONG_SIDE_PX = 2000
@@ -34,7 +33,7 @@ _SCALE_BGR = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLO
 HEAT_RGB: NDArray[np.uint8] = np.array(_SCALE_BGR[:, 0, ::-1], np.uint8)
 
 
-def thumbnail(image: RGB, long_side_px: int = THUMBNAIL_LONG_SIDE_PX) -> RGB:
+def thumbnail(image: Rgb, long_side_px: int = THUMBNAIL_LONG_SIDE_PX) -> Rgb:
     """(h, w, 3) uint8 RGB no longer than `long_side_px`; the image itself where it is small enough."""
     height, width = fitted_hw((image.shape[0], image.shape[1]), long_side_px)
     if (height, width) == image.shape[:2]:
@@ -48,7 +47,7 @@ def fitted_hw(original_hw: tuple[int, int], long_side_px: int) -> tuple[int, int
     return max(1, round(original_hw[0] * scale)), max(1, round(original_hw[1] * scale))
 
 
-def draw_overlay(image: RGB, inspection: Inspection, long_side_px: int = OVERLAY_LONG_SIDE_PX) -> RGB:
+def draw_overlay(image: Rgb, inspection: Inspection, long_side_px: int = OVERLAY_LONG_SIDE_PX) -> Rgb:
     """The image with each defect's outline, a thin fill, its number and its score.
 
     Work is done on the defects' crops alone. SAM's masks and the heatmap's own have different colours.
@@ -72,7 +71,7 @@ def draw_overlay(image: RGB, inspection: Inspection, long_side_px: int = OVERLAY
     return canvas
 
 
-def draw_heatmap(image: RGB, inspection: Inspection, long_side_px: int = OVERLAY_LONG_SIDE_PX) -> RGB:
+def draw_heatmap(image: Rgb, inspection: Inspection, long_side_px: int = OVERLAY_LONG_SIDE_PX) -> Rgb:
     """The image with its anomaly map over it; the image alone where the inspection has no map.
 
     Args:
@@ -137,11 +136,11 @@ def outlines(mask: CropMask) -> list[NDArray[np.int32]]:
 
 
 def colour_of(defect: Defect) -> Colour:
-    """RGB of the defect's outline: where its mask came from."""
+    """Rgb of the defect's outline: where its mask came from."""
     return SAM_COLOUR if defect.source == "sam" else HEATMAP_COLOUR
 
 
-def _draw_defect(canvas: RGB, defect: Defect, scale_xy: tuple[float, float], thickness: int) -> None:
+def _draw_defect(canvas: Rgb, defect: Defect, scale_xy: tuple[float, float], thickness: int) -> None:
     """Fill and outline, on the part of the canvas that they touch."""
     scale = np.array(scale_xy)
     x0, y0, x1, y1 = (np.array(defect.box_xyxy).reshape(2, 2) * scale).ravel()
@@ -162,7 +161,7 @@ def _draw_defect(canvas: RGB, defect: Defect, scale_xy: tuple[float, float], thi
     crop[:] = patch
 
 
-def _draw_labels(canvas: RGB, defects: tuple[Defect, ...], scale_xy: tuple[float, float]) -> None:
+def _draw_labels(canvas: Rgb, defects: tuple[Defect, ...], scale_xy: tuple[float, float]) -> None:
     """Number and score of each defect on a dark plate that avoids the other plates and small defects.
 
     Where there are many, the number alone: the scores stand in the results.
@@ -190,7 +189,7 @@ def _on_canvas(defect: Defect, scale_xy: tuple[float, float]) -> Box:
     return x0, y0, x1, y1
 
 
-def _place(size_wh: tuple[int, int], box: Box, canvas: RGB, placed: list[Box]) -> Box:
+def _place(size_wh: tuple[int, int], box: Box, canvas: Rgb, placed: list[Box]) -> Box:
     """The first of: above, below, right of, left of the box, farther off, that is inside the canvas and free."""
     width, height = size_wh
     x0, y0, x1, y1 = box

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from sam_inspect import files
 from sam_inspect.errors import OutputError
 from sam_inspect.masks import resize_map, union
-from sam_inspect.records import Inspection
-from sam_inspect.report.overlays import RGB, draw_heatmap, draw_overlay, heat_layer, thumbnail
+from sam_inspect.records import Inspection, Rgb
+from sam_inspect.report.overlays import draw_heatmap, draw_overlay, heat_layer, thumbnail
 
 JPEG = [cv2.IMWRITE_JPEG_QUALITY, 90]
 REPORT_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 84]
@@ -55,7 +55,7 @@ class PictureWriter:
         self.save = [kind for kind in SUFFIXES if kind in save]
         self.names = names
 
-    def write(self, image: RGB | None, inspection: Inspection) -> None:
+    def write(self, image: Rgb | None, inspection: Inspection) -> None:
         """Every picture of one image that is wanted.
 
         Args:
@@ -84,7 +84,7 @@ class PictureWriter:
         if "report" in self.save:
             self._write_report(image, inspection)
 
-    def _write_report(self, image: RGB, inspection: Inspection) -> None:
+    def _write_report(self, image: Rgb, inspection: Inspection) -> None:
         large = thumbnail(image, REPORT_LONG_SIDE_PX)
         self._put(inspection, "report/images", ".jpg", encode_rgb(".jpg", large, REPORT_JPEG))
         self._put(inspection, "report/thumbs", ".jpg", encode_rgb(".jpg", thumbnail(large), REPORT_JPEG))
@@ -119,7 +119,7 @@ def picture_path(out: Path, kind: str, name: str, suffix: str) -> Path:
     return out / kind / f"{name}{suffix}"
 
 
-def encode_rgb(suffix: str, image: RGB, options: list[int]) -> bytes:
+def encode_rgb(suffix: str, image: Rgb, options: list[int]) -> bytes:
     """A picture file's bytes, from (H, W, 3) uint8 RGB; see `encode`."""
     return encode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
 
