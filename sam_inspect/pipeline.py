@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
@@ -34,6 +35,7 @@ from sam_inspect.segment import Segmenter
 Source = str | Path | bytes | NDArray[Any]
 READERS = max(1, min(4, (os.cpu_count() or 1) // 2))
 LEAST_AHEAD, MOST_AHEAD, BYTES_AHEAD = 4, 16, 48 << 20
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -256,6 +258,8 @@ class Inspector:
         """What comes after the heatmap."""
         clock = _Clock({"read": part.read_ms, "localize": localize_ms})
         outlines = self._outlines(part.image, localization, clock)
+        if localization.anomaly_map is None and (empty := len(localization.regions) - len(outlines)):
+            log.warning("%s: SAM sees nothing in %d of %d boxes", part.name, empty, len(localization.regions))
         threshold = self.threshold if self._given(part) is None else None
         inspection = judge(outlines, localization, threshold, self.config.judge)
         clock.ends("judge")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -262,6 +263,21 @@ def test_an_image_that_is_replaced_meanwhile_by_one_of_another_size_is_an_error(
 def test_a_box_that_cannot_be_is_refused(inspector: Inspector, box: Any) -> None:
     with pytest.raises(BoxesError, match="line 3: box"):
         inspector.inspect(part(), "line 3", boxes=[box])
+
+
+class Half(BoxFiller):
+    """Sees nothing right of the middle."""
+
+    def _fill(self, view: View, prompt: Any) -> Candidates:
+        found = super()._fill(view, prompt)
+        return found if prompt.box_xyxy[0] < HW[1] / 2 else replace(found, low_res_logits=-abs(found.low_res_logits))
+
+
+def test_a_box_in_which_sam_sees_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    inspector = Inspector(RecipeConfig(), Half(), localizer=Brightness(), threshold=THRESHOLD)
+    found = inspector.inspect(part((20, 40)), "line 3", boxes=[(18, 38, 38, 58), (90, 38, 110, 58)])
+    assert len(found.defects) == 1
+    assert "line 3: SAM sees nothing in 1 of 2 boxes" in caplog.text
 
 
 def test_an_earlier_runs_pictures_are_known_however_its_folder_is_spelt(
