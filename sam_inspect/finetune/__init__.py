@@ -25,7 +25,7 @@ from sam_inspect.evaluate.figures import Figures
 from sam_inspect.files import make_folder, write_text
 from sam_inspect.finetune.embeddings import CachedEncoder
 from sam_inspect.finetune.labels import Fold, Label, draw_shots, read_labels, read_split, split, write_split
-from sam_inspect.finetune.page import curve_data, shots_plot, write_compare
+from sam_inspect.finetune.page import PICTURES, curve_data, shots_plot, write_compare
 from sam_inspect.finetune.probes import Probe, probe
 from sam_inspect.finetune.scores import GAINS, Scored, as_tables, figures_of, score_label
 from sam_inspect.finetune.settings import PRESETS, Settings, parse_curve, settings_of
@@ -149,8 +149,9 @@ def finetune(
     write_text(out / FIGURES, json.dumps(figures, indent=2) + "\n")
     plots = curve_data(runs if shipped is runs[0] else [*runs, shipped])
     plots += [shots_plot(figures["curve"])] if figures["curve"] else []
+    for stale in (FITS, PICTURES):  # these pictures are of an earlier split
+        shutil.rmtree(out / stale, ignore_errors=True)
     page = write_compare(out, scored, figures, plots, first_good(data))
-    shutil.rmtree(out / FITS, ignore_errors=True)
     return figures, page
 
 

@@ -136,7 +136,7 @@ def outlines(mask: CropMask) -> list[NDArray[np.int32]]:
 
 
 def colour_of(defect: Defect) -> Colour:
-    """Rgb of the defect's outline: where its mask came from."""
+    """RGB of the defect's outline: where its mask came from."""
     return SAM_COLOUR if defect.source == "sam" else HEATMAP_COLOUR
 
 
