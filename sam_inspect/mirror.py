@@ -72,10 +72,23 @@ def mean_of(answers: Sequence[Candidates]) -> Candidates:
     first, *others = answers
     if not others:
         return first
-    rows, columns = (-(-side // 4) for side in first.view.input_hw)  # Beyond is padding, below and to the right.
+    height, width = first.view.input_hw
+    rows, columns = -(-height // 4), -(-width // 4)  # Beyond is padding, below and to the right.
     logits = first.low_res_logits.copy()
     for mirror, answer in zip(MIRRORS[1:], others, strict=False):
-        logits[:, :rows, :columns] += answer.low_res_logits[:, :rows, :columns][:, :: mirror.down, :: mirror.across]
+        turned = answer.low_res_logits[:, :rows, :columns]
+        turned = _flipped(turned, 1, height) if mirror.down < 0 else turned
+        logits[:, :rows, :columns] += _flipped(turned, 2, width) if mirror.across < 0 else turned
     logits[:, :rows, :columns] /= len(answers)
     estimates = np.mean([answer.predicted_iou for answer in answers], axis=0)
     return replace(first, low_res_logits=logits, predicted_iou=np.asarray(estimates, np.float32))
+
+
+def _flipped(logits: NDArray[np.float32], axis: int, side: int) -> NDArray[np.float32]:
+    """Backwards along an axis of cells of four pixels, of which so many pixels show the view: about their middle."""
+    flipped = np.flip(logits, axis)
+    beyond = np.float32(flipped.shape[axis] - side / 4)  # of the last cell, by which all lie too far on
+    if not beyond:
+        return flipped
+    following = np.take(flipped, np.arange(1, flipped.shape[axis] + 1), axis, mode="clip")
+    return np.asarray(flipped + beyond * (following - flipped), np.float32)

@@ -82,6 +82,23 @@ def test_all_draw_a_box_at_one_place(question: tuple[tuple[int, int], View, Prom
         assert tuple(answer.prompt.points_xy[0]) == expected
 
 
+@given(st.integers(100, 400), st.integers(100, 400))
+def test_a_disc_stays_where_it_is_in_views_that_end_within_a_cell(height: int, width: int) -> None:
+    view = View((0, 0, width, height), 256, ())
+    box = (0.3 * width, 0.2 * height, 0.6 * width, 0.5 * height)
+
+    def disc(view: View, prompt: Prompt) -> Candidates:
+        (x0, y0), (x1, y1) = to_input(np.array(prompt.box_xyxy, np.float32).reshape(2, 2), view) / 4
+        y, x = np.mgrid[0:64, 0:64] + 0.5
+        inside = 8 - np.hypot(x - (x0 + x1) / 2, y - (y0 + y1) / 2)
+        return Candidates(view, prompt, inside[None].astype(np.float32), np.ones(1, np.float32))
+
+    prompt, hw = Prompt(box_xyxy=box), (height, width)
+    answers = [disc(mirror.view(view, hw), mirror.prompt(prompt, hw)) for mirror in MIRRORS]
+    near = answers[0].low_res_logits > 0
+    np.testing.assert_allclose(mean_of(answers).low_res_logits[near], answers[0].low_res_logits[near], atol=0.3)
+
+
 def test_an_answer_alone_stays_as_it_is() -> None:
     view, prompt = View((0, 0, 64, 64), 256, ()), Prompt(box_xyxy=(8.0, 8.0, 40.0, 30.0))
     answer = drawn(view, prompt)
