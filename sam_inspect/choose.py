@@ -55,7 +55,7 @@ def choose(candidates: Sequence[Candidates], localization: Localization, config:
     for answer in candidates:
         if answer.prompt.region is not None and (found := outline(answer, localization, config)):
             by_region.setdefault(answer.prompt.region, []).append(found)
-    outlines = [_joined(parts, localization.regions[index]) for index, parts in by_region.items()]
+    outlines = [_joined(parts, localization.regions[index]) for index, parts in sorted(by_region.items())]
     outlines.sort(key=lambda each: -each.region.score)
     return outlines if localization.anomaly_map is None else _without_duplicates(outlines, config.duplicate_iou)
 

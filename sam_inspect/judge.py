@@ -21,6 +21,8 @@ def calibrated_threshold(scores: NDArray[np.float32], false_reject_rate: float) 
     The highest scores, `tail_share` of them, are taken for an exponential tail (peaks over threshold with shape 0;
     Coles, *An Introduction to Statistical Modeling of Extreme Values*, 2001, ch. 4), so that 1 % can be asked of 30
     good images, and one odd image does not set the threshold. Rates of that share and more are an empirical quantile.
+    The tail of few images is known badly: asked for 1 %, on average 1.1 % fail with 360, 1.5 % with 70, 2.5 % with 24
+    and 4.7 % with 10 (of an exponential one).
 
     Args:
         scores: (n,) scores of good images, each by a fit that had not seen it; n >= 1.

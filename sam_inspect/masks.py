@@ -176,9 +176,10 @@ def resize_map(anomaly_map: NDArray[np.float32], original_hw: tuple[int, int]) -
 
 
 def work_hw(hw: tuple[int, int]) -> tuple[int, int]:
-    """(h, w) of a grid over so many pixels: the pixels themselves up to 2048 a side, else coarser.
+    """(h, w) of a grid over so many pixels: the pixels themselves up to 2048 a side, else coarser, both sides alike.
 
-    Neither a map's cells nor SAM's masks know more, and 100 million pixels would cost gigabytes and minutes.
+    A map's cells and SAM's masks hardly know more (of a window that is very long and narrow they do), and 100 million
+    pixels would cost gigabytes and minutes.
     """
     shrink = max(1.0, max(hw) / MOST_GRID_PX)
     return max(1, round(hw[0] / shrink)), max(1, round(hw[1] / shrink))

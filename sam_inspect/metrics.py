@@ -365,8 +365,11 @@ def mean_interval(weights: NDArray[np.float64], values: NDArray[np.float64]) -> 
 
 
 def auroc_interval(weights: NDArray[np.float64], scores: Floats, defective: Mask) -> tuple[float, float] | None:
-    """The central 95 % of `image_auroc` over draws `weights` (RESAMPLES, n) of `resample_groups`."""
-    if defective.all() or not defective.any():
+    """The central 95 % of `image_auroc` over draws `weights` (RESAMPLES, n) of `resample_groups`.
+
+    None where there are no good or no defective images, or all draws weigh all images alike (see `mean_interval`).
+    """
+    if defective.all() or not defective.any() or (weights == weights[:, :1]).all():
         return None
     bad, good = weights[:, defective], weights[:, ~defective]
     order = np.argsort(scores[~defective])

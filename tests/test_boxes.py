@@ -117,6 +117,17 @@ def test_a_folder_of_yolo_files(pictures, tmp_path: Path) -> None:
     assert found[1:] == [(), ()]
 
 
+def test_yolos_six_digits_make_no_box_larger(pictures, tmp_path: Path) -> None:
+    (image,) = pictures("a.png")
+    (width, height), (x0, y0, x1, y1) = (100, 80), (7, 3, 52, 29)
+    shares = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
+    write(tmp_path, "labels/a.txt", f"0 {' '.join(f'{share:.6f}' for share in shares)}\n")
+    found = GivenBoxes(read_boxes(tmp_path / "labels", [image])[str(image)]).localize(
+        np.zeros((height, width, 3), np.uint8)
+    )
+    assert found.regions[0].box_xyxy == (x0, y0, x1, y1)
+
+
 @pytest.mark.parametrize("names", ["names: [dent, scratch]", "names:\n  0: dent\n  1: scratch"])
 def test_yolo_polygons_and_the_names_of_data_yaml(pictures, tmp_path: Path, names: str) -> None:
     images = pictures("images/val/a.png")

@@ -125,7 +125,7 @@ def test_a_given_box_takes_the_mask_that_fills_it_and_none_where_sam_sees_nothin
     assert (outline.mask.box_xyxy, outline.region.label) == (DEFECT, "chip")
     assert choose([answer((0, 0, 0, 0))], given, ChooseConfig()) == []
     twice = Localization(HW, 1.0, (*given.regions, replace(given.regions[0], label="dent")))
-    both = choose([answer(PART, DEFECT), answer(PART, DEFECT, region=1)], twice, ChooseConfig())
+    both = choose([answer(PART, DEFECT, region=1), answer(PART, DEFECT)], twice, ChooseConfig())
     assert [outline.region.label for outline in both] == ["chip", "dent"], "every box is outlined"
 
 

@@ -298,3 +298,6 @@ def test_every_draw_has_good_and_defective_images() -> None:
     assert metrics.mean_interval(weights[:, :0], np.zeros(0)) is None
     one = metrics.resample_groups(["part"] * 3, np.ones(3, bool))
     assert metrics.mean_interval(one, np.arange(3.0)) is None, "one part says nothing of its error"
+    defective = np.array([True, False, False])
+    alone = metrics.resample_groups(["a", "b", "b"], defective)
+    assert metrics.auroc_interval(alone, np.array([1.0, 0.5, 2.0]), defective) is None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -207,6 +209,12 @@ def test_verdict_and_type_filters_work_together(report: Path, visit: Any) -> Non
     assert cards(page) == [] and page.is_visible("#none")
     page.click("#reset")
     assert status(page) == "7 images"
+
+
+def test_an_address_that_is_out_of_date_shows_all(report: Path, visit: Any) -> None:
+    page = visit(report, "#type=folder:gone&sort=constructor")
+    assert status(page) == "7 images"
+    assert (page.input_value("#type"), page.input_value("#sort")) == ("", "score")
 
 
 def test_sorting_by_score_area_and_name(report: Path, visit: Any) -> None:
@@ -453,3 +461,11 @@ def test_an_outline_follows_the_mask_and_its_hole() -> None:
     assert path.count("M") == path.count("Z") == 2
     assert path.startswith("M2 2L2 17L17 17L17 2Z")
     assert svg_path(masks.filled_box((5, 6, 6, 7)), 20) == "M5 6Z"
+
+
+def test_a_small_mask_of_a_large_image_keeps_its_shape() -> None:
+    y, x = np.mgrid[0:31, 0:31]
+    disc = masks.from_full(np.hypot(x - 15, y - 15) < 15)
+    assert disc is not None
+    corners = np.array(re.findall(r"(\d+) (\d+)", svg_path(disc, 30_000)), np.int32)
+    assert cv2.contourArea(corners) > 0.9 * disc.area_px

@@ -464,6 +464,17 @@ def test_a_map_without_a_usable_threshold_has_its_own_scale(threshold: float | N
     assert heat_index(np.full((2, 2), 7, np.float32), threshold).tolist() == [[0, 0], [0, 0]]
 
 
+@pytest.mark.parametrize("place", [(700, 900), (701, 903), (703, 901)])
+def test_a_peak_of_a_large_map_is_never_lost_where_it_shrinks(place: tuple[int, int]) -> None:
+    peak = np.zeros((1000, 2500), np.float32)
+    peak[place] = 3.0
+    layer = heat_layer(a_fail("x.png", threshold=2.0, original_hw=(1000, 2500), anomaly_map=peak))
+    assert layer is not None
+    ys, xs = np.nonzero(layer[..., 3] > 150)
+    assert abs(ys.mean() / layer.shape[0] - place[0] / 1000) < 0.02
+    assert abs(xs.mean() / layer.shape[1] - place[1] / 2500) < 0.02
+
+
 def test_without_a_map_the_heatmap_is_the_image() -> None:
     assert np.array_equal(draw_heatmap(plain(9), a_fail("x.png", threshold=None)), plain(9))
 

@@ -120,7 +120,9 @@ def _placed(file: Path, row: BoxRow, original_hw: tuple[int, int]) -> Xyxy:
         problem = f"{row.image} is {width} x {height}, and {row.size[0]} x {row.size[1]} in the file"
         raise BoxesError(f"{file}: {row.where}: {problem}", "give the boxes of these very pictures")
     x0, y0, x1, y1 = row.box_xyxy
-    box = (x0 * width, y0 * height, x1 * width, y1 * height) if row.shares else row.box_xyxy
+    box = row.box_xyxy
+    if row.shares:  # of six digits, by which a whole pixel comes out a little more or less
+        box = (round(x0 * width, 1), round(y0 * height, 1), round(x1 * width, 1), round(y1 * height, 1))
     if clip_box(box, original_hw) is None:
         text = ", ".join(f"{value:g}" for value in box)
         problem = f"box {text} lies outside the image {row.image}, {width} x {height}"

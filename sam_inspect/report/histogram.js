@@ -75,7 +75,7 @@ function thresholdLine(at, floor, across) {
 function drawHistogramKey() {
   const key = (kind, text) => h("span", {}, h("i", { className: `swatch ${kind}` }), text);
   const parts = [h("span", {}, h("b", {}, "Scores")), key("fail", "fail"), key("pass", "pass")];
-  if (data.calibration.length) parts.push(key("good", `${plural(data.calibration.length, "good part")} of the calibration, below`));
+  if (data.calibration.length) parts.push(key("good", `${plural(data.calibrated_on, "good part")} of the calibration, below`));
   $("histogram-key").append(...parts, h("span", { className: "hint" }, "drag to filter"));
 }
 

@@ -6,12 +6,14 @@ colour at `THRESHOLD_AT` of the scale, and what is far below it stays clear.
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.masks import resize_map
-from sam_inspect.records import Box, CropMask, Defect, Inspection, Rgb
+from sam_inspect.records import Box, CropMask, Defect, Inspection, Map, Rgb
 
 Colour = tuple[int, int, int]
 
@@ -85,7 +87,7 @@ def draw_heatmap(image: Rgb, inspection: Inspection, long_side_px: int = OVERLAY
     canvas = thumbnail(image, long_side_px)
     if inspection.anomaly_map is None:
         return canvas.copy()
-    grid = resize_map(inspection.anomaly_map, (canvas.shape[0], canvas.shape[1]))
+    grid = _as_large_as(inspection.anomaly_map, (canvas.shape[0], canvas.shape[1]))
     index = heat_index(grid, inspection.threshold)
     heat = np.asarray(cv2.applyColorMap(index, HEAT_RGB[:, None, :]))
     opacity = cv2.LUT(index, heat_opacity())
@@ -96,12 +98,19 @@ def heat_layer(inspection: Inspection, long_side_px: int = THUMBNAIL_LONG_SIDE_P
     """(h, w, 4) uint8 RGBA: the heatmap alone, clear where the part looks good; None where there is no map."""
     if inspection.anomaly_map is None or inspection.original_hw is None:
         return None
-    grid = resize_map(inspection.anomaly_map, fitted_hw(inspection.original_hw, long_side_px))
+    grid = _as_large_as(inspection.anomaly_map, fitted_hw(inspection.original_hw, long_side_px))
     index = heat_index(grid, inspection.threshold)
     alpha = np.round(heat_opacity() * 255).astype(np.uint8)
     table = np.dstack([HEAT_RGB[None], alpha[None]])[0]
     table[alpha == 0] = 0
     return np.asarray(table[index])
+
+
+def _as_large_as(anomaly_map: Map, hw: tuple[int, int]) -> Map:
+    """The map at a picture's size; where it shrinks, of what falls together the highest, so that no peak is lost."""
+    shrunk = math.ceil(max(cells / pixels for cells, pixels in zip(anomaly_map.shape, hw, strict=True)))
+    highest = cv2.dilate(anomaly_map, np.ones((shrunk, shrunk), np.uint8)) if shrunk > 1 else anomaly_map
+    return resize_map(np.asarray(highest, np.float32), hw)
 
 
 def heat_index(anomaly_map: NDArray[np.float32], threshold: float | None) -> NDArray[np.uint8]:

@@ -49,7 +49,8 @@ function readAddress() {
   const parameters = new URLSearchParams(location.hash.slice(1));
   for (const name of ["verdict", "query", "type", "sort", "layout"]) state[name] = parameters.get(name) ?? initial[name];
   if (!["all", ...VERDICTS].includes(state.verdict)) state.verdict = "all";
-  if (!(state.sort in keys)) state.sort = "score";
+  if (!Object.hasOwn(keys, state.sort)) state.sort = "score";
+  if (![...$("type").options].some((option) => option.value === state.type)) state.type = "";
   if (!["rows", "grid"].includes(state.layout)) state.layout = "rows";
   state.down = parameters.has("up") ? false : state.sort !== "name" || parameters.has("down");
 }
@@ -146,7 +147,6 @@ function drawToolbar(fitting) {
   if (focused) buttons.find((button) => button.dataset.verdict === focused)?.focus();
   if ($("search").value !== state.query) $("search").value = state.query;
   $("type").value = state.type;
-  if ($("type").selectedIndex < 0) { state.type = ""; $("type").value = ""; }
   $("sort").value = state.sort;
   $("direction").textContent = state.down ? "↓" : "↑";
   $("direction").title = state.down ? "Highest first" : "Lowest first";

@@ -30,7 +30,7 @@ from sam_inspect.report.writers import COCO, RESULTS, SUMMARY
 
 PAGE = "index.html"
 SCRIPTS = ("page.js", "histogram.js", "detail.js")
-OUTLINE_POINTS_ACROSS = 1200
+OUTLINE_POINTS_ACROSS, OUTLINE_POINTS_OF_SMALL = 1200, 30
 MOST_CALIBRATION_SCORES = 5000
 
 
@@ -65,6 +65,7 @@ def write_page(
     data = {
         "images": [_image(out, inspection, names[inspection.image]) for inspection in inspections],
         "calibration": _calibration(calibration_scores),
+        "calibrated_on": 0 if calibration_scores is None else len(calibration_scores),
         "files": [name for name in (RESULTS, SUMMARY, COCO) if (out / name).is_file()],
     }
     text = template(Path(__file__).parent / "page.html.jinja").render(
@@ -157,8 +158,10 @@ def _defect(defect: Defect, original_hw: tuple[int, int] | None) -> dict[str, An
 def svg_path(mask: CropMask, long_side_px: int) -> str:
     """The mask's outlines as an SVG path in pixels of the image, holes included (fill rule evenodd).
 
-    Points that move the outline by less than a 1,200th of the image's longer side are left out.
+    Points that move the outline by less than a 1,200th of the image's longer side are left out, or, of a small mask,
+    than a 30th of its own.
     """
-    tolerance = max(0.5, long_side_px / OUTLINE_POINTS_ACROSS)
+    x0, y0, x1, y1 = mask.box_xyxy
+    tolerance = max(0.5, min(long_side_px / OUTLINE_POINTS_ACROSS, max(x1 - x0, y1 - y0) / OUTLINE_POINTS_OF_SMALL))
     lines = (cv2.approxPolyDP(line[:, None], tolerance, True)[:, 0].tolist() for line in outlines(mask))
     return "".join("M" + "L".join(f"{x} {y}" for x, y in line) + "Z" for line in lines)

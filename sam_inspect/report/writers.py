@@ -343,7 +343,7 @@ def _summary_row(inspection: Inspection) -> list[Any]:
         len(defects) if readable else None,
         max(areas, default=0) if readable else None,
         sum(areas) if readable else None,
-        round(sum(areas_mm2), 6) if areas_mm2 else None,
+        float(f"{sum(areas_mm2):.6g}") if areas_mm2 else None,
         round(max((defect.length_px for defect in defects), default=0.0), 2) if readable else None,
         inspection.error,
         round(sum(inspection.timings_ms.values()), 3) if inspection.timings_ms else None,
