@@ -22,6 +22,7 @@ SamInspectError
     ├── Conflict          1, 409   the same idempotency key with another image
     ├── QueueFull         1, 429   as much is waiting as may wait
     ├── Draining          1, 503   it is stopping
+    ├── Starting          1, 503   its recipes are still loading
     ├── TooLate           1, 504   the deadline passed before its turn
     └── ClientGone        1, 499   whoever asked went away
 """
@@ -175,6 +176,10 @@ class QueueFull(ServiceError):
 
 class Draining(ServiceError):
     """The service is stopping and takes nothing new."""
+
+
+class Starting(ServiceError):
+    """The service does not take anything yet."""
 
 
 class TooLate(ServiceError):

@@ -14,6 +14,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,7 +37,7 @@ from sqlalchemy.orm import Session
 from starlette.datastructures import Headers
 
 from sam_inspect import files
-from sam_inspect.config import PromptConfig
+from sam_inspect.config import PromptConfig, RecipeConfig
 from sam_inspect.datasets import read_groups
 from sam_inspect.errors import (
     ConfigError,
@@ -52,8 +53,10 @@ from sam_inspect.errors import (
 )
 from sam_inspect.masks import from_full, from_rle
 from sam_inspect.pipeline import Inspector
+from sam_inspect.recipe import Recipe
 from sam_inspect.records import Candidates, Defect, Inspection, Prompt, View
 from sam_inspect.serve import outputs as outputs_module
+from sam_inspect.serve import store as store_module
 from sam_inspect.serve import watch
 from sam_inspect.serve.clicks import Clicker, Clicks
 from sam_inspect.serve.figures import Telemetry, distance
@@ -62,6 +65,7 @@ from sam_inspect.serve.keys import KeyRing, add_key, read_keys, remove_key
 from sam_inspect.serve.labels import write_labels
 from sam_inspect.serve.messages import ClickMessage, Fields, Rle
 from sam_inspect.serve.outputs import JsonLines, Mqtt, Outbox, Webhook, output_of, read_outputs, without_user
+from sam_inspect.serve.service import _check_agree
 from sam_inspect.serve.shelf import Loaded
 from sam_inspect.serve.store import Arrival, Filter, Store, record
 from sam_inspect.serve.tables import Base, InspectionRow
@@ -510,6 +514,12 @@ def test_two_outputs_have_two_names() -> None:
     assert "line=" not in " ".join(names), "a query may hold a token"
 
 
+@pytest.mark.parametrize("topic", ["", "a/#", "x/{recipe}/+"])
+def test_a_topic_that_no_broker_takes_is_refused_at_once(topic: str) -> None:
+    with pytest.raises(ConfigError, match="not a topic that can be published"):
+        Mqtt.from_config({"host": "broker", "topic": topic})
+
+
 @pytest.mark.parametrize("topic", ["line/{shift}", "line/{0}", "line/{", "{recipe.name}"])
 def test_a_topic_that_cannot_be_filled_in_is_refused_at_once(topic: str) -> None:
     with pytest.raises(ConfigError, match=r"only \{recipe\}, \{verdict\}, \{camera\} and \{part\}"):
@@ -567,6 +577,117 @@ def test_what_was_refused_may_be_forgotten_with_its_inspection(store: Store) -> 
     assert store.due("mes", 9) == []
     assert store.prune(None, 0) == 1
     assert store.waiting(refused=True) == {}
+
+
+def scored(score: float, threshold: float | None) -> Inspection:
+    return Inspection("x", "pass", score=score, threshold=threshold, original_hw=(9, 9))
+
+
+def test_drift_is_of_the_version_that_judges_and_of_its_heatmap() -> None:
+    recipe = Recipe(Path(), RecipeConfig(), {}, {}, np.linspace(0, 1, 50, dtype=np.float32), np.ones(1, np.float32))
+    inspector = Inspector(recipe.config, cast(Any, None), recipe=recipe, boxes={})
+    telemetry, versions = Telemetry(), [Loaded("part", v, inspector, datetime.now(UTC)) for v in ("v1", "v2")]
+
+    def page() -> bytes:
+        return telemetry.page(0, {}, {})
+
+    for _ in range(30):
+        telemetry.answered(versions[0], scored(0.0, None), 0.1)
+    assert b"sam_inspect_score_drift{" not in page(), "boxes were given"
+    for _ in range(30):
+        telemetry.answered(versions[0], scored(0.9, 1.5), 0.1)
+    assert b'sam_inspect_score_drift{recipe="part"}' in page()
+    telemetry.answered(versions[1], scored(0.9, 1.5), 0.1)
+    assert b"sam_inspect_score_drift{" not in page(), "nothing is known of another version yet"
+
+
+def test_one_of_two_processes_tells_an_output_and_the_other_takes_over(tmp_path: Path) -> None:
+    stores, heard = [Store(tmp_path), Store(tmp_path)], [Flaky(0), Flaky(0)]
+    boxes = [Outbox(store, {"mes": output}) for store, output in zip(stores, heard, strict=True)]  # type: ignore[dict-item]
+    boxes[0].start()
+
+    def told(*counts: int) -> None:
+        until = time.monotonic() + 20
+        while [len(output.heard) for output in heard] != list(counts) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert [len(output.heard) for output in heard] == list(counts)
+
+    stores[0].save(inspection(), b"x", ".png", arrival(), ["mes"])
+    boxes[0].wake()
+    told(1, 0)
+    boxes[1].start()
+    for _ in range(5):
+        stores[1].save(inspection(), b"x", ".png", arrival(), ["mes"])
+        boxes[1].wake()
+    told(6, 0)
+    boxes[0].close()
+    stores[1].save(inspection(), b"x", ".png", arrival(), ["mes"])
+    boxes[1].wake()
+    told(6, 1)
+    boxes[1].close()
+
+
+def test_tables_are_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = store_module._upgrade
+
+    def interrupted(config: Any) -> None:
+        whole(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store_module, "_upgrade", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Store(tmp_path)
+    monkeypatch.setattr(store_module, "_upgrade", whole)
+    Store(tmp_path / "a?b%20c").save(inspection(), b"x", ".png", arrival(), ())
+    assert (tmp_path / "a?b%20c" / "inspections.db").is_file()
+    Store(tmp_path).save(inspection(), b"x", ".png", arrival(), ())
+
+
+@pytest.mark.parametrize(
+    ("verdict", "decision", "has_masks", "agrees"),
+    [
+        ("fail", "confirm", True, True),
+        ("fail", "confirm", False, False),
+        ("fail", "overrule", True, False),
+        ("fail", "overrule", False, True),
+        ("pass", "confirm", True, False),
+        ("pass", "overrule", True, True),
+        ("error", "confirm", True, True),
+    ],
+)
+def test_masks_and_decision_agree(verdict: str, decision: str, has_masks: bool, agrees: bool) -> None:
+    with nullcontext() if agrees else pytest.raises(ValueError, match="says otherwise"):
+        _check_agree(verdict, decision, has_masks)
+
+
+def test_times_are_utc_and_of_the_calendar(store: Store) -> None:
+    fields = Fields.model_validate({"triggered_at": "2026-11-26T08:55:13.25+02:00"})
+    row = store.save(inspection(), b"x", ".png", arrival(triggered_at=fields.triggered_at), ())
+    assert record(row)["times"]["trigger"] == "2026-11-26T06:55:13.250000+00:00"
+    for edge in ("0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-05:00"):
+        with pytest.raises(ValidationError, match="outside the calendar"):
+            Fields.model_validate({"triggered_at": edge})
+
+
+def test_pictures_of_two_folders_are_two_pictures(tmp_path: Path) -> None:
+    """As of two cameras that count alike, and write files of one size in the same second."""
+    stop, keys = threading.Event(), set()
+    for folder in ("cam1", "cam2"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0001.bmp").write_bytes(b"x")
+        os.utime(tmp_path / folder / "0001.bmp", ns=(1, 1))
+        keys.add(next(folder_shots(tmp_path / folder, stop)).key)
+    assert len(keys) == 2
+
+
+def test_a_file_that_is_no_picture_for_its_size_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watch, "MOST_BYTES", 5)
+    (tmp_path / "a.png").write_bytes(b"123456")
+    (tmp_path / "b.png").write_bytes(b"1")
+    assert next(folder_shots(tmp_path, threading.Event())).name == "b.png"
+    assert "a.png: 6 bytes" in caplog.text
 
 
 def test_an_output_that_has_caught_up_waits_for_nothing() -> None:

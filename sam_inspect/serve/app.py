@@ -18,10 +18,11 @@ from fastapi.security import HTTPBearer
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi.staticfiles import StaticFiles
 from numpy.typing import NDArray
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 from starlette.datastructures import FormData, UploadFile
 
 from sam_inspect.errors import ConfigError, NotFound, TooLarge, UsageError
+from sam_inspect.files import output_errors
 from sam_inspect.images import read_image, read_size
 from sam_inspect.report.overlays import draw_heatmap, draw_overlay
 from sam_inspect.report.pictures import PNG, encode_rgb
@@ -33,6 +34,7 @@ from sam_inspect.serve.messages import (
     Fields,
     Id,
     MaskAnswer,
+    Moment,
     Page,
     Pointing,
     Problem,
@@ -247,8 +249,8 @@ async def inspections(
     serial: Word | None = None,
     camera: Word | None = None,
     reviewed: bool | None = None,
-    since: AwareDatetime | None = None,
-    until: AwareDatetime | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
     before: Id | None = None,
     limit: Annotated[int, Query(ge=1, le=500)] = PAGE,
 ) -> Page:
@@ -321,13 +323,15 @@ async def recipes(service: On) -> list[RecipeAnswer]:
 @api.post("/v1/recipes/{recipe}/load", responses=ERRORS)
 async def load(recipe: Word, service: On) -> RecipeAnswer:
     """Loads what lies in its folder now; requests go to the one before until it is warmed up."""
-    return _recipe(await asyncio.to_thread(service.shelf.load, recipe))
+    async with service.loading:  # the shelf has room for one; others must not fill the threads with waiting
+        return _recipe(await asyncio.to_thread(service.shelf.load, recipe))
 
 
 @api.post("/v1/recipes/{recipe}/rollback", responses=ERRORS)
 async def rollback(recipe: Word, service: On) -> RecipeAnswer:
     """The version before takes its place again."""
-    return _recipe(await asyncio.to_thread(service.shelf.roll_back, recipe))
+    async with service.loading:
+        return _recipe(await asyncio.to_thread(service.shelf.roll_back, recipe))
 
 
 @api.get("/v1/events", response_class=EventSourceResponse, responses=ERRORS)
@@ -371,7 +375,7 @@ async def _upload(request: Request, service: Service) -> tuple[bytes, str, Field
     if _is_form(request):
         form = await _form(request)
         image, name = await _file(form, service)
-        given = {key: value for key, value in form.items() if key != "image"}
+        given = {**request.query_params, **{key: value for key, value in form.items() if key != "image"}}
     else:
         image, name, given = await request.body(), "image", dict(request.query_params)
         _check_bytes(image, name, service)
@@ -379,11 +383,12 @@ async def _upload(request: Request, service: Service) -> tuple[bytes, str, Field
 
 
 def _is_form(request: Request) -> bool:
-    return request.headers.get("content-type", "").startswith("multipart/form-data")
+    return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 
 async def _form(request: Request) -> FormData:
-    return await request.form(max_files=1, max_fields=10, max_part_size=FORM_BYTES)
+    with output_errors(Path(tempfile.gettempdir())):  # where large parts wait
+        return await request.form(max_files=1, max_fields=10, max_part_size=FORM_BYTES)
 
 
 async def _file(form: FormData, service: Service) -> tuple[bytes, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ class Telemetry:
             ["recipe"],
             registry=self.registry,
         )
-        self._scores: dict[str, deque[float]] = {}
+        self._scores: dict[str, tuple[str, deque[float]]] = {}
 
     def answered(self, loaded: Loaded, inspection: Inspection, seconds: float) -> None:
         """Counts an inspection."""
@@ -51,12 +52,21 @@ class Telemetry:
         for stage, ms in inspection.timings_ms.items():
             self._seconds.labels(name, stage).observe(ms / 1000)
         self._seconds.labels(name, "all").observe(seconds)
-        recipe = loaded.inspector.recipe
-        if recipe is not None and inspection.verdict == "pass" and inspection.score is not None:
-            scores = self._scores.setdefault(f"{name} {loaded.version}", deque(maxlen=RECENT))
-            scores.append(inspection.score)
-            if len(scores) >= FEWEST and len(recipe.calibration_scores):
-                self._drift.labels(name).set(distance(np.array(scores), recipe.calibration_scores))
+        if inspection.verdict == "pass" and inspection.threshold is not None and inspection.score is not None:
+            self._drifts(loaded, inspection.score)
+
+    def _drifts(self, loaded: Loaded, score: float) -> None:
+        """Of the version that judges now: another one's scores are in another unit."""
+        name, recipe = loaded.name, loaded.inspector.recipe
+        version, scores = self._scores.get(name, ("", deque[float]()))
+        if version != loaded.version:
+            scores = deque(maxlen=RECENT)
+            self._scores[name] = loaded.version, scores
+            with suppress(KeyError):
+                self._drift.remove(name)
+        scores.append(score)
+        if recipe is not None and len(scores) >= FEWEST and len(recipe.calibration_scores):
+            self._drift.labels(name).set(distance(np.array(scores), recipe.calibration_scores))
 
     def requested(self, route: str, status: int) -> None:
         """Counts a request."""

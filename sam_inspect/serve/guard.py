@@ -15,9 +15,10 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sam_inspect.errors import Draining, Forbidden, QueueFull, SamInspectError
+from sam_inspect.errors import Draining, Forbidden, QueueFull, SamInspectError, Starting
 from sam_inspect.serve.keys import KeyRing
 
 PROBLEM = "application/problem+json"
@@ -123,7 +124,7 @@ def explain_errors(app: FastAPI) -> None:
     @app.exception_handler(SamInspectError)
     async def ours(request: Request, error: SamInspectError) -> Response:
         headers = {}
-        if isinstance(error, QueueFull | Draining):
+        if isinstance(error, QueueFull | Draining | Starting):
             headers["Retry-After"] = str(getattr(error, "retry_after_s", 5))
         if isinstance(error, Forbidden):
             headers["WWW-Authenticate"] = "Bearer"
@@ -142,6 +143,10 @@ def explain_errors(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"] if part != "body")
         detail = f"{where}: {first['msg']}" if where else str(first["msg"])
         return problem(422, " ".join(detail.split())[:500], request.state.request_id)
+
+    @app.exception_handler(ClientDisconnect)
+    async def broken_off(request: Request, error: ClientDisconnect) -> Response:
+        return problem(499, "the client went away", request.state.request_id)
 
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> Response:

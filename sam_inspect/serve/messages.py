@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -25,6 +25,12 @@ def _plain(text: str) -> str:
     return text
 
 
+def _plain_lines(text: str) -> str:
+    """The same of several lines."""
+    _plain(text.replace("\n", " ").replace("\r", " ").replace("\t", " "))
+    return text
+
+
 def _is_a_box(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = box
     if x1 <= x0 or y1 <= y0:
@@ -32,6 +38,14 @@ def _is_a_box(box: tuple[float, float, float, float]) -> tuple[float, float, flo
     return box
 
 
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("lies outside the calendar") from None
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 Id = Annotated[str, Field(pattern="^[0-9a-f]{28}$")]
 Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_plain)]
 Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
@@ -51,7 +65,7 @@ class Fields(Message):
     part: Word | None = Field(None, description="What the part is.", examples=["bottle-0.5l"])
     serial: Word | None = Field(None, description="Which one it is.", examples=["A-004711"])
     camera: Word | None = Field(None, examples=["line 3, top"])
-    triggered_at: AwareDatetime | None = Field(None, examples=["2026-11-26T06:55:13.250Z"])
+    triggered_at: Moment | None = Field(None, examples=["2026-11-26T06:55:13.250Z"])
     boxes: list[Xyxy] | None = Field(
         None, max_length=MOST_BOXES, description="[x0, y0, x1, y1] pixels, outlined instead of what the heatmap finds."
     )
@@ -124,7 +138,7 @@ class Pointing(Message):
         if box is not None:
             box = (max(0, box[0]), max(0, box[1]), min(width, box[2]), min(height, box[3]))
             if box[2] - box[0] < 1 or box[3] - box[1] < 1:
-                raise UsageError("the box lies outside the image", f"give pixels of {width} x {height}")
+                raise UsageError("the box has no pixel of the image", f"give pixels of {width} x {height}")
         return Clicks(tuple(self.on), tuple(self.off), box)
 
 
@@ -163,7 +177,7 @@ class Review(Message):
 
     decision: Literal["confirm", "overrule"]
     by: Word | None = None
-    note: Annotated[str, Field(max_length=2000), AfterValidator(_plain)] | None = None
+    note: Annotated[str, Field(max_length=2000), AfterValidator(_plain_lines)] | None = None
     masks: list[LabelledMask] | None = Field(
         None, max_length=MOST_MASKS, description="The defects as they really are; [] for a part that has none."
     )

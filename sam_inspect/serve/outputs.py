@@ -14,6 +14,7 @@ import hmac
 import json
 import logging
 import re
+import secrets
 import ssl
 import threading
 import time
@@ -28,7 +29,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from pydantic import Field, field_validator
 
 from sam_inspect.config import Section, read_yaml, validated
-from sam_inspect.errors import ConfigError, Refused, ServiceError
+from sam_inspect.errors import ConfigError, OutputError, Refused, ServiceError
 from sam_inspect.plugins import broken_contract, load_plugin
 from sam_inspect.serve.store import Store
 
@@ -186,11 +187,12 @@ def signature(secret: str, body: bytes, seconds: int) -> str:
 class MqttArgs(Section):
     """Arguments of the output `mqtt`."""
 
-    host: str
+    host: str = Field(min_length=1)
     port: int = Field(1883, ge=1, le=65535)
     topic: str = "sam_inspect/{recipe}/{verdict}"
     """`{recipe}`, `{verdict}`, `{camera}` and `{part}` are filled in."""
-    client_id: str = "sam_inspect"
+    client_id: str | None = None
+    """Of two clients with one id the broker throws one off; one of its own where it is not said."""
     username: str | None = None
     password: str | None = None
     tls: bool = False
@@ -204,6 +206,8 @@ class MqttArgs(Section):
             topic.format(**dict.fromkeys(IN_TOPIC, ""))
         except (KeyError, IndexError, ValueError, AttributeError):
             raise ValueError("only {recipe}, {verdict}, {camera} and {part} can be filled in") from None
+        if not topic or set("+#\0") & set(topic):
+            raise ValueError("is not a topic that can be published: it is empty, or holds + or #")
         return topic
 
 
@@ -244,7 +248,8 @@ class Mqtt:
         if self._client is not None and self._client.is_connected():
             return self._client
         self._forget()
-        client = self._client = Client(CallbackAPIVersion.VERSION2, self.args.client_id)
+        own = f"sam_inspect-{secrets.token_hex(4)}"
+        client = self._client = Client(CallbackAPIVersion.VERSION2, self.args.client_id or own)
         if self.args.username is not None:
             client.username_pw_set(self.args.username, self.args.password)
         if self.args.tls:
@@ -348,12 +353,13 @@ class Outbox:
         while not self._closed.is_set():
             news.clear()
             try:
-                told = self._tell(name)
-            except ServiceError as error:  # the store itself does not answer
+                told = self.store.owns(name) and self._tell(name)
+            except (ServiceError, OutputError) as error:  # the store itself does not answer
                 log.warning("output %s: %s", name, error)
                 told = False
             if not told:
                 news.wait(1.0)
+        self.store.disowns(name)
 
     def _tell(self, name: str) -> bool:
         """Whether all of a batch was taken."""

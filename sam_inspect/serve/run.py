@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -28,6 +29,7 @@ from sam_inspect.serve.watch import camera_shots, folder_shots, inspect_shots
 from sam_inspect.serve.work import WorkQueue
 
 LOOK_S = 0.1
+HALF_SENT_S = 10  # as long a stopping service waits for who has not sent all
 log = logging.getLogger(__name__)
 
 
@@ -72,7 +74,8 @@ def serve(wanted: Wanted) -> None:
     bound = _bound(wanted.host, wanted.port)
     service = _service(wanted)
     app = create_app(service, keys, only_here=keys is None)
-    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_keep_alive=30)
+    options: dict[str, Any] = {"timeout_keep_alive": 30, "timeout_graceful_shutdown": HALF_SENT_S}
+    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, **options)
     _Server(config, service).run([bound])
     if service.failure is not None:
         raise service.failure

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from sam_inspect.errors import ClientGone, Conflict, UsageError
+from sam_inspect.errors import ClientGone, Conflict, NotFound, Starting, UsageError
 from sam_inspect.images import read_size, suffix_of
 from sam_inspect.masks import clip_box, to_rle
 from sam_inspect.pipeline import Part
@@ -66,6 +66,7 @@ class Service:
         outbox: for what is to be delivered.
         limits: of uploads and of the store.
         figures: for Prometheus.
+        loading: one recipe at a time.
         ready: every recipe is loaded and warmed up.
         draining: nothing new is taken.
         failure: why it never became ready.
@@ -77,6 +78,7 @@ class Service:
     outbox: Outbox
     limits: Limits = field(default_factory=Limits)
     figures: Telemetry = field(default_factory=Telemetry)
+    loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     ready: bool = False
     draining: bool = False
     failure: Exception | None = None
@@ -112,7 +114,7 @@ class Service:
         Raises:
             NotFound, ImageError, UsageError, QueueFull, Draining, TooLate, Conflict, OutputError, ServiceError.
         """
-        started, loaded = time.monotonic(), self.shelf.get(recipe)
+        started, loaded = time.monotonic(), self._recipe(recipe)
         arrival = _arrival(loaded, image, fields, key)
         async with self._alone(recipe, key):
             if key is not None and (known := await self._in_store(recipe, key)) is not None:
@@ -144,14 +146,15 @@ class Service:
             key: of the image, under which its encoded views are kept.
             clicks: in pixels of the image.
         """
-        task = Task(partial(self._read, image, "image"), partial(self._clicked, self.shelf.get(recipe), key, clicks))
+        task = Task(partial(self._read, image, "image"), partial(self._clicked, self._recipe(recipe), key, clicks))
         return await self._answer(self.queue.submit(task), None)
 
     async def review(self, row: InspectionRow, review: Review) -> InspectionRow:
-        """Keeps what a person says. Raises ValueError: a mask does not fit the image."""
+        """Keeps what a person says. Raises ValueError: masks do not fit the image, or the decision."""
         kept = review.model_dump(mode="json", exclude={"masks"})
         if review.masks is not None:
             kept["masks"] = await asyncio.to_thread(_kept_masks, review.masks, tuple(row.result["size"]))
+            _check_agree(row.verdict, review.decision, bool(kept["masks"]))
         kept["at"] = datetime.now(UTC).isoformat(timespec="milliseconds")
         found = await asyncio.to_thread(self.store.review, row.id, kept)
         self._reviews.append((self._reviewed + 1, found))
@@ -248,6 +251,15 @@ class Service:
             if gone is not None and await gone() and self.queue.forget(job):
                 raise ClientGone("the client went away")
 
+    def _recipe(self, name: str) -> Loaded:
+        """The one that is loaded. Raises NotFound, and Starting where it soon will be."""
+        try:
+            return self.shelf.get(name)
+        except NotFound:
+            if self.ready or name not in self.shelf.places():
+                raise
+            raise Starting(f"recipe {name[:80]!r}: is still loading", "send it again when /readyz says so") from None
+
     def _read(self, image: bytes, name: str, boxes: Sequence[Xyxy] | None = None) -> Part:
         return Part.read(image, name, boxes, max_pixels=self.limits.image_pixels)
 
@@ -277,6 +289,13 @@ def _arrival(loaded: Loaded, image: bytes, fields: Fields, key: str | None) -> A
         triggered_at=fields.triggered_at,
         idempotency_key=key,
     )
+
+
+def _check_agree(verdict: str, decision: str, has_masks: bool) -> None:
+    """A label with masks of a good part, or without any of a defective one, would teach the wrong thing."""
+    if verdict != "error" and has_masks != ((verdict == "fail") == (decision == "confirm")):
+        what = "show defects" if has_masks else "show none"
+        raise ValueError(f"the masks {what}, and to {decision} a {verdict} says otherwise")
 
 
 def _kept_masks(given: Sequence[LabelledMask], original_hw: tuple[int, int]) -> list[dict[str, Any]]:

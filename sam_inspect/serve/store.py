@@ -7,6 +7,7 @@ swept at the next start.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -25,7 +26,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util.exc import CommandError
 from numpy.typing import NDArray
-from sqlalchemy import Engine, Select, create_engine, delete, event, exists, func, select, update
+from sqlalchemy import URL, Engine, Select, create_engine, delete, event, exists, func, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -96,10 +97,12 @@ class Store:
 
     def __init__(self, folder: Path, url: str | None = None) -> None:
         self.folder = make_folder(folder)
-        self.engine = _engine(url or f"sqlite:///{folder / 'inspections.db'}")
+        self.engine = _engine(url or URL.create("sqlite", database=str(folder / "inspections.db")))
         self._id_lock = threading.Lock()
         with self._answers():
             with self.engine.begin() as connection:
+                if connection.dialect.name == "sqlite":  # which begins nothing of its own accord for a table
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
                 config = Config()
                 config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
                 config.attributes["connection"] = connection
@@ -112,11 +115,34 @@ class Store:
         if _locked(self._open, alone=True):
             self._sweep()
         _locked(self._open, alone=False)
+        self._owned: dict[str, TextIO] = {}
 
     def close(self) -> None:
         """Gives the connections back."""
         self.engine.dispose()
         self._open.close()
+        for output in list(self._owned):
+            self.disowns(output)
+
+    def owns(self, output: str) -> bool:
+        """Whether it is this process that tells the output: the first that asked, until it ends. Raises OutputError.
+
+        Two would tell each record twice, and in any order.
+        """
+        if output not in self._owned:
+            path = self.folder / f".output-{hashlib.sha256(output.encode()).hexdigest()[:16]}"
+            with output_errors(path):
+                file = path.open("a")
+            if not _locked(file, alone=True, unknown=True):
+                file.close()
+                return False
+            self._owned[output] = file
+        return True
+
+    def disowns(self, output: str) -> None:
+        """Another process may tell it."""
+        if (file := self._owned.pop(output, None)) is not None:
+            file.close()
 
     def save(
         self, inspection: Inspection, image: bytes, suffix: str, arrival: Arrival, outputs: Sequence[str]
@@ -369,7 +395,7 @@ def record(row: InspectionRow) -> dict[str, Any]:
         "serial": row.serial,
         "camera": row.camera,
         "recipe": {"name": row.recipe, "version": row.recipe_version, "threshold": row.threshold},
-        "times": {name: moment.isoformat() if moment else None for name, moment in moments.items()},
+        "times": {name: moment.astimezone(UTC).isoformat() if moment else None for name, moment in moments.items()},
         "verdict": row.verdict,
         "score": row.score,
         "regions": [
@@ -396,9 +422,9 @@ def _filtered(query: Select[InspectionRow], which: Filter) -> Select[InspectionR
     return query
 
 
-def _engine(url: str) -> Engine:
+def _engine(url: str | URL) -> Engine:
     try:
-        if not url.startswith("sqlite"):
+        if not str(url).startswith("sqlite"):
             return create_engine(url, pool_pre_ping=True, json_serializer=_json)
         engine = create_engine(url, connect_args={"timeout": LOCKED_S}, json_serializer=_json)
     except ModuleNotFoundError as error:
@@ -419,12 +445,12 @@ def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def _locked(file: TextIO, alone: bool) -> bool:
+def _locked(file: TextIO, alone: bool, *, unknown: bool = False) -> bool:
     """Whether the file could be locked, for this process alone or beside others; the lock goes with the process."""
     try:
         import fcntl
     except ImportError:  # Windows, where nobody can tell who else is there
-        return False
+        return unknown
     try:
         fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except OSError:

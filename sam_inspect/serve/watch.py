@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_inspect.errors import Conflict, ImageError, OutputError, ServiceError, UsageError
+from sam_inspect.files import absolute
 from sam_inspect.images import IMAGE_SUFFIXES
 from sam_inspect.pipeline import Inspector
 from sam_inspect.records import Inspection
@@ -27,6 +28,7 @@ from sam_inspect.serve.shelf import Loaded
 from sam_inspect.serve.store import Arrival, Store
 
 LOOK_S = 0.3
+MOST_BYTES = 1 << 30
 AWAY_S = 5.0
 LONGEST_PAUSE_S = 30.0
 STALE_S = 10.0
@@ -71,13 +73,17 @@ def folder_shots(folder: Path, stop: threading.Event) -> Iterator[Shot]:
         for path, mark in sorted(now.items(), key=lambda entry: (entry[1][1], entry[0])):
             if before.get(path) != mark or taken.get(path) == mark or stop.is_set():
                 continue
+            if mark[0] > MOST_BYTES:
+                log.warning("%s: %d bytes are no picture of a line; passed over", path, mark[0])
+                taken[path] = mark
+                continue
             try:
                 image = path.read_bytes()
             except OSError as error:
                 log.warning("%s: cannot be read (%s); tried again", path, error.strerror)
                 continue
             taken[path] = mark
-            key = hashlib.sha256(f"{path.name} {mark}".encode(errors="surrogateescape")).hexdigest()
+            key = hashlib.sha256(f"{absolute(path)} {mark}".encode(errors="surrogateescape")).hexdigest()
             yield Shot(path.name, image, path.suffix.lower(), key, datetime.now(UTC))
         before = now
         taken = {path: mark for path, mark in taken.items() if path in now}

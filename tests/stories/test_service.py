@@ -80,9 +80,9 @@ def test_a_camera_gets_what_the_command_line_says(
 
 def test_a_form_brings_fields_and_a_repeat_its_stored_answer(service: Service, good: Path) -> None:
     image, url = defective(good), f"{service.url}/v1/recipes/export/inspect"
-    form = {"part": "flange", "serial": "A-1", "camera": "top", "triggered_at": "2026-11-26T06:00:00+01:00"}
+    form = {"part": "flange", "serial": "A-1", "triggered_at": "2026-11-26T06:00:00+01:00"}
     key = {"Idempotency-Key": "shot 1"}
-    first = requests.post(url, files={"image": image.open("rb")}, data=form, headers=key, timeout=60)
+    first = requests.post(f"{url}?camera=top", files={"image": image.open("rb")}, data=form, headers=key, timeout=60)
     again = requests.post(url, files={"image": image.open("rb")}, data=form, headers=key, timeout=60)
     assert first.json()["image"] == image.name
     assert (first.json(), first.headers["x-inspection-id"]) == (again.json(), again.headers["x-inspection-id"])

@@ -323,9 +323,11 @@ function edit() {
 // What a person says
 
 async function review(decision) {
+  const said = state.current.review?.masks?.map(({ mask, defect_type }) => ({ mask, defect_type }));
+  const isDefective = (state.current.verdict === "fail") === (decision === "confirm");
   const masks = state.changed
     ? state.masks.map(({ mask, defect_type }) => ({ mask, defect_type: defect_type || "defect" }))
-    : state.current.review?.masks?.map(({ mask, defect_type }) => ({ mask, defect_type }));
+    : said && said.length > 0 === isDefective ? said : undefined; // those of another opinion go with it
   const row = await send(`v1/inspections/${state.current.id}/review`, "PUT", { decision, ...(masks && { masks }) });
   if (state.current.id === row.id) Object.assign(state, { current: row, changed: false });
   reviewed(row);
