@@ -118,6 +118,10 @@ def test_pictures_are_uploaded_judged_corrected_and_become_labels_to_tune_on(
     drawn = np.array(Image.open(samples["dent"].mask_path)) > 0
     assert (drawn & truth).sum() > 0.4 * (drawn | truth).sum()
 
+    page.keyboard.press("o")
+    page.wait_for_selector("#review:has-text('Overruled')")
+    assert "masks by hand" not in page.inner_text("#review"), "who changes their mind does not keep its masks"
+
     recipe = Path(shutil.copytree(plant.recipe, tmp_path / "recipe"))
     tuned = sam_inspect("finetune", tmp_path / "labels", "--recipe", recipe, "--epochs", "0.1")
     assert tuned.status == 0, tuned.err
