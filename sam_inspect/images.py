@@ -99,7 +99,7 @@ def _named(argument: str) -> list[str]:
 
 
 def _in_folder(folder: str) -> list[str]:
-    """The same; at least one."""
+    """Pictures of a folder, as `_below` finds them; at least one."""
     if found := _below(folder):
         return found
     raise UsageError(f"{folder}: holds no picture", f"picture files end in {', '.join(sorted(IMAGE_SUFFIXES))}")

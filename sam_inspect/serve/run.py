@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import uvicorn
 
@@ -74,8 +73,14 @@ def serve(wanted: Wanted) -> None:
     bound = _bound(wanted.host, wanted.port)
     service = _service(wanted)
     app = create_app(service, keys, only_here=keys is None)
-    options: dict[str, Any] = {"timeout_keep_alive": 30, "timeout_graceful_shutdown": HALF_SENT_S}
-    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, **options)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=HALF_SENT_S,
+    )
     _Server(config, service).run([bound])
     if service.failure is not None:
         raise service.failure
