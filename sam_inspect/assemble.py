@@ -15,7 +15,7 @@ from sam_inspect.localize import Localizer, Trainable
 from sam_inspect.localize.exported_map import ExportedMap
 from sam_inspect.networks.graphs import Graph, Runtime, RuntimeName, check, graph, installed, openvino_has_bf16
 from sam_inspect.plugins import broken_contract, load_plugin
-from sam_inspect.recipe import BASE, Recipe, load_recipe
+from sam_inspect.recipe import AGAIN, BASE, Recipe, load_recipe
 from sam_inspect.segment import Segmenter, Tunable
 from sam_inspect.segment.exported_sam import ExportedSam
 
@@ -83,7 +83,7 @@ def _localizer(kind: type[Trainable], recipe: Recipe, device: str) -> Trainable:
         raise RecipeError(f"{recipe.folder}: {error.problem}", error.remedy) from None
     except (TypeError, ValueError, LookupError) as error:  # recipe.yaml is a file that people edit
         problem = f"{recipe.folder}: its localizer_facts cannot be used ({' '.join(str(error).split())})"
-        raise RecipeError(problem, "copy the whole folder again, or train it again") from error
+        raise RecipeError(problem, AGAIN) from error
 
 
 def stages_of_boxes(recipe: Recipe | None, asked: Asked) -> Stages:

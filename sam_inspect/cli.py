@@ -307,7 +307,9 @@ def finetune(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(metavar="M", min=0.01, max=1e5, show_default="the preset's steps", help="About so long for all."),
+        typer.Option(
+            metavar="M", min=0.01, max=1e5, show_default="the preset's steps", help="About so long for all fits."
+        ),
     ] = None,
     lr: Annotated[float | None, typer.Option(metavar="X", show_default="the preset's", help="Learning rate.")] = None,
     loss: Annotated[
@@ -325,7 +327,9 @@ def finetune(
         str,
         typer.Option(metavar="K,K,...", show_default="none", help="Score with so many labelled images, too."),
     ] = "",
-    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Of split, shots and fit.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Of the split, the shots and the fit.")
+    ] = 0,
     device: Device = "auto",
     quiet: Quiet = False,
     json_logs: JsonLogs = False,

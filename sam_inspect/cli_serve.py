@@ -38,7 +38,9 @@ def serve(
     keep_days: Annotated[
         float | None, typer.Option(metavar="N", min=0, max=36_500, help="Older ones are forgotten.")
     ] = None,
-    keep_gb: Annotated[float | None, typer.Option(metavar="N", min=0, max=1e9, help="So are the oldest.")] = None,
+    keep_gb: Annotated[
+        float | None, typer.Option(metavar="N", min=0, max=1e9, help="So are the oldest beyond this.")
+    ] = None,
     max_mb: Annotated[int, typer.Option(metavar="N", min=1, help="Of one upload.")] = 64,
     max_megapixels: Annotated[int, typer.Option(metavar="N", min=1, help="Of one image.")] = 100,
     device: Device = "auto",

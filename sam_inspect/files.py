@@ -69,7 +69,8 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
 
     write_atomically(path, write)
     if durable and os.name == "posix":
-        _sync(path.parent)  # its new name
+        with output_errors(path):
+            _sync(path.parent)  # its new name
 
 
 def write_text(path: Path, text: str) -> None:

@@ -149,9 +149,9 @@ def finetune(
     write_text(out / FIGURES, json.dumps(figures, indent=2) + "\n")
     plots = curve_data(runs if shipped is runs[0] else [*runs, shipped])
     plots += [shots_plot(figures["curve"])] if figures["curve"] else []
-    for stale in (FITS, PICTURES):  # these pictures are of an earlier split
-        shutil.rmtree(out / stale, ignore_errors=True)
+    shutil.rmtree(out / PICTURES, ignore_errors=True)  # of an earlier split
     page = write_compare(out, scored, figures, plots, first_good(data))
+    shutil.rmtree(out / FITS, ignore_errors=True)
     return figures, page
 
 

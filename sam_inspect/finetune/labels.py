@@ -108,7 +108,6 @@ def _copies_together(labels: Sequence[Label]) -> list[Label]:
         if ours != theirs:
             log.warning(f"{label.name}: is the same picture as {twin.name}; both count as one part")
             same |= {group: theirs for group, now in [*same.items(), (ours, ours)] if now == ours}
-            same[label.group] = theirs
     return [replace(label, group=same.get(label.group, label.group)) for label in labels]
 
 

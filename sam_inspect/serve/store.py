@@ -395,7 +395,7 @@ def record(row: InspectionRow) -> dict[str, Any]:
         "serial": row.serial,
         "camera": row.camera,
         "recipe": {"name": row.recipe, "version": row.recipe_version, "threshold": row.threshold},
-        "times": {name: moment.astimezone(UTC).isoformat() if moment else None for name, moment in moments.items()},
+        "times": {name: moment.isoformat() if moment else None for name, moment in moments.items()},
         "verdict": row.verdict,
         "score": row.score,
         "regions": [
